@@ -23,14 +23,8 @@ from torch.utils.data import DataLoader, RandomSampler
 from real_chips import learn, split
 from satmap.data.crops import CachedChip
 from satmap.networks.unet import build_network
-from satmap.recipes.schema import (
-    Augmentation,
-    CosineSchedule,
-    DecoderSettings,
-    Schedule,
-    StepSchedule,
-    load_recipe,
-)
+from satmap.recipes.schedules import CosineSchedule, Schedule, StepSchedule
+from satmap.recipes.schema import Augmentation, DecoderSettings, load_recipe
 from satmap.recipes.task_settings import HeadLoss
 from satmap.runtime.device import pick_device
 from satmap.tasks.base import Task, task_of

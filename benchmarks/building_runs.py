@@ -8,14 +8,8 @@ from pathlib import Path
 import torch
 
 from satmap.prediction.run import predict
-from satmap.recipes.schema import (
-    CosineSchedule,
-    DecoderSettings,
-    Member,
-    Recipe,
-    Stage,
-    load_recipe,
-)
+from satmap.recipes.schedules import CosineSchedule
+from satmap.recipes.schema import DecoderSettings, Member, Recipe, Stage, load_recipe
 from satmap.tasks.buildings.settings import BuildingHeadLoss, BuildingLosses
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

@@ -19,7 +19,8 @@ from networks import count_macs
 from real_chips import learn, split
 from satmap.data.crops import CachedChip
 from satmap.networks.unet import DECODERS, UNet, build_network
-from satmap.recipes.schema import CosineSchedule, load_recipe
+from satmap.recipes.schedules import CosineSchedule
+from satmap.recipes.schema import load_recipe
 from satmap.runtime.device import pick_device
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.roads.settings import ROAD_MAPS

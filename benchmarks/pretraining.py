@@ -18,7 +18,8 @@ import torch
 
 from real_chips import HELD_OUT, Place
 from satmap.data.cache import prepare_chips
-from satmap.recipes.schema import CosineSchedule, Recipe, load_recipe
+from satmap.recipes.schedules import CosineSchedule
+from satmap.recipes.schema import Recipe, load_recipe
 from satmap.tasks.base import task_of
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

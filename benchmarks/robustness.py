@@ -49,7 +49,7 @@ def main() -> None:
     print("| augmentation | seed | APLS length | APLS time | IoU |", flush=True)
     print("|---|---|---|---|---|", flush=True)
     for seed in options.seeds:
-        for name in [options.only] if options.only else _AUGMENTATIONS:
+        for name in options.augmentations:
             recipe = short_recipe(shipped, seed, options.passes)
             if name == "plain":
                 recipe = recipe.model_copy(update={"augmentation": Augmentation()})

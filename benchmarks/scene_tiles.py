@@ -15,7 +15,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from satmap.data.cache import prepare_chip
 from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, read_info
 from satmap.data.inventory import Inventory
-from satmap.data.mosaic import find_layers
+from satmap.data.layers import find_layers, stretched
 from satmap.data.scenes import cut_scenes, make_grid
 from satmap.data.sources import read_source
 from satmap.recipes.schema import TileSettings, parse_recipe
@@ -58,11 +57,10 @@ def main() -> None:
     parser.add_argument("labels", type=Path)
     parser.add_argument("--peer", help="Python with rio-tiler")
     options = parser.parse_args()
-    (layer,), _ = find_layers([read_source(str(options.scene))], 3)
+    layers, _ = find_layers([read_source(str(options.scene))], 3)
     started = time.process_time()
-    stretch = layer.sample_stretch(2, 98, {})
+    (layer,) = stretched(layers, 2, 98, {})
     print(f"stretch of the scene: {time.process_time() - started:.2f} s")
-    layer = replace(layer, stretch=stretch)
     grid = make_grid(layer, TileSettings(zoom=_ZOOM))
     # The tiles in the middle are full of data.
     keys = sorted(grid.tiles)[len(grid.tiles) // 4 :][:_TILES]

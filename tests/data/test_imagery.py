@@ -1,6 +1,5 @@
 import argparse
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from satmap.data.imagery import (
     read_stretched,
     stretch,
 )
-from satmap.data.mosaic import find_layers
+from satmap.data.layers import find_layers, stretched
 from satmap.data.sources import find_sources
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box
@@ -92,9 +91,8 @@ def test_8_bit_images_without_a_stretch_keep_their_values(tmp_path: Path) -> Non
         StretchedImage(info, settings.low, settings.high)[0:64, 0:64], pixels.transpose(1, 2, 0)
     )
     layers, _ = find_layers(find_sources([tmp_path / "a.tif"]).sources, 3)
-    found = layers[0].sample_stretch(settings.low, settings.high, {})
-    box = Box(0, 0, 64, 64)
-    assert np.array_equal(replace(layers[0], stretch=found).read_stretched(box, {}), pixels)
+    (layer,) = stretched(layers, settings.low, settings.high, {})
+    assert np.array_equal(layer.read_stretched(Box(0, 0, 64, 64), {}), pixels)
     with pytest.raises(ValidationError):
         StretchSettings.model_validate("nothing")
 

@@ -15,9 +15,10 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
-from satmap.data import mosaic as mosaics
+from satmap.data import layers as rasters
 from satmap.data.imagery import MS_BAND_ORDER
-from satmap.data.mosaic import Mosaic, Priority, Stretch, find_layers, make_mosaics
+from satmap.data.layers import Stretch, find_layers, stretched
+from satmap.data.mosaic import Mosaic, Priority, make_mosaics
 from satmap.data.sources import find_sources
 from satmap.rasters.scene import Box
 
@@ -69,7 +70,7 @@ def maps_of(
         fixed = Stretch((stretch[0],) * channels, (stretch[1],) * channels)
         layers = [replace(layer, stretch=fixed) for layer in layers]
     else:
-        layers = [replace(la, stretch=la.sample_stretch(0, 100, {})) for la in layers]
+        layers = stretched(layers, 0, 100, {})
     return make_mosaics(layers, gsd, priority)
 
 
@@ -247,6 +248,29 @@ def test_sources_are_resampled_to_the_networks_pixel_size(tmp_path: Path) -> Non
         assert np.abs(read(found, box) - everything[box.pixels]).max() <= 1
 
 
+def test_reduced_pixels_stay_where_they_are(tmp_path: Path) -> None:
+    """Rasters that begin and end within reduced pixels are not shifted or stretched."""
+    path = write(tmp_path / "a.tif")
+    (found,) = maps_of(path)
+    layer = found.layers[0]
+    for box, reduce in (
+        (Box(0, 0, 120, 96), 7), (Box(-3, -6, 130, 110), 7), (Box(5, 2, 33, 50), 4),
+        (Box(116, 90, 40, 40), 16),
+    ):  # fmt: skip
+        bands, valid = layer.read(box, {}, reduce)
+        # The mean of the raster's pixels in each cell of the reduced grid.
+        grown = Box(box.left, box.top, bands.shape[2] * reduce, bands.shape[1] * reduce)
+        cells = np.full((3, grown.height, grown.width), np.nan)
+        shared = Box(0, 0, 120, 96).overlap(box)
+        assert shared is not None
+        cells[:, *shared.within(grown)] = PIXELS[:, *shared.pixels]
+        cells = cells.reshape(3, bands.shape[1], reduce, bands.shape[2], reduce)
+        known = ~np.isnan(cells).all(axis=(0, 2, 4))
+        assert np.array_equal(valid, known)
+        means = np.nanmean(cells.transpose(0, 1, 3, 2, 4)[:, known], axis=(2, 3))
+        assert np.abs(bands[:, known] - means).max() <= 0.51
+
+
 def test_far_rasters_are_maps_of_their_own(tmp_path: Path) -> None:
     near = write(tmp_path / "a.tif")
     zone = write(tmp_path / "b.tif", crs="EPSG:32755")
@@ -369,11 +393,13 @@ def test_a_stretch_comes_from_a_bounded_sample_of_all_parts(
     values[:, :, :50] = 0
     (exact,) = maps_of(write(tmp_path / "a.tif", values), stretch=None)
     assert exact.layers[0].stretch == Stretch((100,) * 3, (999,) * 3)
-    monkeypatch.setattr(mosaics, "_SAMPLE_PX", 1 << 16)
+    monkeypatch.setattr(rasters, "_SAMPLE_PX", 1 << 16)
     layer = exact.layers[0]
     boxes = layer._sample_boxes()
     assert len(boxes) == 64 and sum(box.width * box.height for box in boxes) <= 1 << 16
-    sampled = layer.sample_stretch(2, 98, {})
+    (found,) = stretched([layer], 2, 98, {})
+    sampled = found.stretch
+    assert sampled is not None
     assert np.allclose(sampled.low, 118, atol=15) and np.allclose(sampled.high, 981, atol=15)
     # Many small rasters are sampled, not all read.
     many = replace(layer, sources=layer.sources * 5000,

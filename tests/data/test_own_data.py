@@ -20,7 +20,7 @@ from building_recipes import BUILDING_RECIPE
 from http_servers import http_server
 from repository import SHARED
 from satmap.cli import main
-from satmap.data import mosaic as mosaics
+from satmap.data import layers
 from satmap.data.cache import prepare_chip
 from satmap.data.chip_label import ChipLabel
 from satmap.data.folds import assign_folds
@@ -47,7 +47,7 @@ ORIGIN = 810000.0, 618000.0
 PIXEL_M = 0.5
 SIDE = 512
 
-read_pixels = mosaics._read
+read_pixels = layers._read
 
 pytestmark = pytest.mark.usefixtures("tiny_encoders")
 
@@ -360,7 +360,7 @@ def test_a_network_failure_is_not_remembered(
         data = replace(data, sources=(*data.sources, address))
         with monkeypatch.context() as patched:
             # The header can be read, but not the pixels.
-            patched.setattr(mosaics, "_read", unreadable_on_servers)
+            patched.setattr(layers, "_read", unreadable_on_servers)
             partial = find(data, "buildings", tmp_path / "cache")
         assert len(partial.chips) == 1
         assert list(partial.faults) == [address]
@@ -369,7 +369,7 @@ def test_a_network_failure_is_not_remembered(
         assert not complete.faults
         assert folder_of(partial) == folder_of(complete)
         with monkeypatch.context() as patched:
-            patched.setattr(mosaics, "_read", unreadable_on_servers)
+            patched.setattr(layers, "_read", unreadable_on_servers)
             assert find(data, "buildings", tmp_path / "cache").chips == complete.chips
 
 

@@ -22,8 +22,8 @@ from satmap.data.chip import Chip
 from satmap.data.chip_label import ChipLabel
 from satmap.data.imagery import read_stretched
 from satmap.data.inventory import Inventory
-from satmap.data.mosaic import find_layers
-from satmap.data.scenes import cut_scenes, make_grid
+from satmap.data.layers import find_layers
+from satmap.data.scenes import make_grid
 from satmap.data.sources import read_source
 from satmap.errors import SatmapError
 from satmap.evaluation.verify import Sources, verify_submission
@@ -106,7 +106,7 @@ def write_scene(
 
 def cut(recipe: Recipe, tier: Path, cache: Path) -> Inventory:
     task: Task = task_of(recipe)
-    return cut_scenes(task.find_images([tier]), task, 3, cache)
+    return task.find_images([tier], cache=cache)
 
 
 def read_tile(chip: Chip) -> tuple[NDArray[np.uint8], ChipLabel]:
@@ -281,7 +281,7 @@ def test_settings_that_make_no_sense(tiles: str) -> None:
 def test_training_on_tiles_holds_out_whole_scenes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SATMAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SATMAP_CACHE", str(tmp_path / "default cache"))
     for area, name in (("acc", "665946"), ("dar", "a42435"), ("dar", "ca041a")):
         write_scene(tmp_path / "train_tier_1" / area, name)
     recipe = recipe_with("{gsd: 0.1, size: 256}", folds_by="area", sampling="equal_scenes")
@@ -294,7 +294,10 @@ def test_training_on_tiles_holds_out_whole_scenes(
     # The held-out tiles are predicted, not their scenes.
     scenes = [tmp_path / "train_tier_1"]
     device = torch.device("cpu")
-    done = predict(scenes, tmp_path / "out.csv", context.weights, device, out_of_fold=True)
+    done = predict(
+        scenes, tmp_path / "out.csv", context.weights, device, out_of_fold=True,
+        cache=tmp_path / "cache",
+    )  # fmt: skip
     assert not done.faults
     assert set(done.images) == held_out
     # For the process that verifies.
@@ -307,3 +310,18 @@ def test_training_on_tiles_holds_out_whole_scenes(
     write_scene(tmp_path / "train_tier_1/dar", "ca041a", image=picture(HOUSES[:3]))
     (fault,) = verify_submission(tmp_path / "out.csv", sources).faults
     assert fault.startswith("6 images altered: ca041a-")
+    assert not (tmp_path / "default cache").exists()
+
+
+def test_scenes_with_labels_are_no_unlabelled_images(tmp_path: Path) -> None:
+    """Tiles of a scene teach; the whole scene must not come back as an unlabelled image."""
+    for name in ("665946", "a42435"):
+        write_scene(tmp_path / "train_tier_1/acc", name)
+    (tmp_path / "more").mkdir()
+    shutil.copy(tmp_path / "train_tier_1/acc/a42435/a42435.tif", tmp_path / "more/copy.tif")
+    recipe = recipe_with("{gsd: 0.1, size: 256}", folds_by="scene", rounds="[{share: 0.5}]")
+    places = tmp_path / "train_tier_1", tmp_path / "more"
+    context = RunContext(tmp_path / "weights", torch.device("cpu"))
+    options = TrainingOptions(tmp_path / "cache", unlabelled=places)
+    with pytest.raises(SatmapError, match="all images there are among the labelled ones"):
+        train(places[:1], recipe, context, options)

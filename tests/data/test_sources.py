@@ -18,7 +18,7 @@ from rasterio.enums import ColorInterp
 
 from http_servers import Server, http_server
 from repository import SHARED
-from satmap.data import remote, s3, sources
+from satmap.data import allowed_rasters, remote, s3
 from satmap.data.sources import find_sources, opened, read_source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import CRS_NAME, project
@@ -406,7 +406,7 @@ def test_reference_systems_of_rasters_may_not_name_files(folder: Path) -> None:
 
 
 def test_long_virtual_rasters_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_LONGEST_VRT", 100)
+    monkeypatch.setattr(allowed_rasters, "_LONGEST_VRT", 100)
     (folder / "all.vrt").write_text(vrt())
     assert "is larger than 100 bytes" in refusal(folder / "all.vrt")
 

@@ -120,8 +120,14 @@ def test_test_images_and_equal_names(tmp_path: Path) -> None:
     names = [chip.image_id for chip in found.chips]
     assert names == ["a_0_0_0", "two-a_0_0_0", "three-a_0_0_0", "AOI_7_test-a_0_0_0"]
     assert found.tests == set(names[2:])
-    left = find_unlabelled(places, task, 3, cache, [], [tmp_path / "one/a.tif"])
-    assert len(left.chips) == 3
+    write(tmp_path / "one/b.tif", pixels[:, ::-1])
+    shutil.copy(tmp_path / "one/b.tif", tmp_path / "AOI_7_test/copy.tif")
+    # Neither the labelled raster nor its copy is used.
+    left = find_unlabelled(places, task, 3, cache, [], [tmp_path / "one/b.tif"])
+    assert [chip.image_id for chip in left.chips] == names
+    assert left.summary() == (
+        "4 unlabelled chips, 2 of them of test images; 2 images left out that are labelled"
+    )
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Predictions of chips without georeference use the chips beside them as context."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, predict_maps
 from satmap.networks.unet import UNet, build_network
+from satmap.prediction.images import prepare_image
 from satmap.prediction.plan import find_tiles
 from satmap.prediction.run import predict
+from satmap.rasters.scene import Box
 from satmap.recipes.schema import Recipe, StretchSettings, load_recipe, parse_recipe
 from satmap.tasks.base import task_of
 from satmap.tasks.buildings.settings import BUILDING_MAPS
@@ -87,6 +90,24 @@ def test_joined_chips_are_predicted_like_their_scene(tmp_path: Path) -> None:
     expected = predict_maps([EnsembleMember(network.eval())], image, settings.inference, CPU)
     assert np.array_equal(maps[True], expected)
     assert np.abs(maps[False].astype(int) - expected).mean() > 1
+
+
+def test_chips_that_are_stretched_already_keep_their_values(tmp_path: Path) -> None:
+    """Own chips and tiles of scenes are stretched when they are cut."""
+    scene = write_chips(tmp_path)
+    chips = [
+        replace(chip, images={RGB: replace(chip.image, is_stretched=True)})
+        for chip in scan_roads([tmp_path]).chips
+    ]
+    settings = recipe(join_chips=True)
+    task = task_of(settings.model_copy(update={"stretch": StretchSettings(low=20, high=80)}))
+    member = EnsembleMember(build_network("resnet18", 3, ROAD_MAPS, (8,) * 4))
+    by_id = {chip.image_id: chip.image for chip in chips}
+    upper_left = next(chip for chip in chips if chip.image_id.endswith("chip3"))
+    (right,) = (image for name, image in by_id.items() if name.endswith("chip1"))
+    image = prepare_image(upper_left, [member], task, [(right, 96, 0)])
+    assert image.inside == Box(0, 0, 96, 96)
+    assert np.array_equal(image.pixels[:96, :192], scene[:96])
 
 
 def test_the_chips_around_a_chip_are_part_of_its_key(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from repository import ROOT
 from satmap.errors import SatmapError
 from satmap.networks.encoders import ENCODERS
 from satmap.recipes.encoder_names import ENCODER_NAMES
+from satmap.recipes.schedules import CyclicSchedule
 from satmap.recipes.schema import (
-    CyclicSchedule,
     DecoderSettings,
     TileSettings,
     load_recipe,

@@ -3,9 +3,11 @@
 import json
 import random
 import shutil
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from satmap.errors import SatmapError
 from satmap.prediction.run import predict
 from satmap.provenance.manifest import SubmissionManifest, WeightsManifest, read_manifest
 from satmap.recipes.schema import Recipe, parse_recipe
+from satmap.training import train_ensemble
+from satmap.training.rounds import Lesson, TrainingRound, prepare_lesson
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import choose, find_weights
@@ -221,8 +225,9 @@ def test_a_changed_round_keeps_the_earlier_ones(
 # Interruptions
 
 
-def command(city: Path, directory: Path) -> list[str]:
-    (directory / "rounds.yaml").write_text(yaml.safe_dump(three_rounds().model_dump(mode="json")))
+def command(city: Path, directory: Path, recipe: Recipe | None = None) -> list[str]:
+    content = (recipe or three_rounds()).model_dump(mode="json")
+    (directory / "rounds.yaml").write_text(yaml.safe_dump(content))
     return [
         "train", str(city / "train"), "--recipe", str(directory / "rounds.yaml"),
         "--unlabelled", str(city / "test"), "--weights", str(directory / "weights"),
@@ -249,6 +254,54 @@ def test_a_training_that_is_killed_anywhere_ends_with_the_same_weights(
         process.join()
     assert finish([start_command(arguments, tmp_path / "log.txt")]) == [0]
     assert weights_in(weights) == weights_in(three)
+
+
+def test_pseudo_labels_take_their_time_from_the_rounds_after_them(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def slow(this: TrainingRound, *others: Any) -> Lesson:
+        time.sleep(1.0 if this.number else 0.0)
+        return prepare_lesson(this, None, *others[1:])
+
+    def not_trained(*arguments: Any) -> None:
+        found.append(sum(sum(stages) for stages in arguments[-1].values()))
+
+    monkeypatch.setattr(train_ensemble, "prepare_lesson", slow)
+    monkeypatch.setattr(train_ensemble, "_train_round", not_trained)
+    options = TrainingOptions(
+        city.parent / "rounds-cache", unlabelled=(city / "test",), time_limit=1000.0
+    )
+    student = {**STUDENT, "stages": [stage()]}
+    recipe = rounds_recipe({"share": 0.5, "test_images": True, "members": [student]})
+    train([city / "train"], recipe, RunContext(tmp_path, CPU), options)
+    # The second round has twice the labelled chips, and half of its crops are unlabelled.
+    first, second = found
+    assert 1.0 <= 4 * first - second < 100
+
+
+def test_a_time_limit_is_shared_by_the_rounds_also_after_a_kill(city: Path, tmp_path: Path) -> None:
+    """Without the limit the rounds would train for hours."""
+    endless = [stage(epochs=1000, passes=50)]
+    recipe = rounds_recipe(
+        {"share": 0.5, "test_images": True, "members": [{**STUDENT, "stages": endless}]},
+        members=[{**FIRST, "stages": endless}],
+    )
+    arguments = [*command(city, tmp_path, recipe), "--time-limit", "6s"]
+    weights = tmp_path / "weights"
+    process = start_command(arguments, tmp_path / "log.txt")
+    assert wait_until(lambda: any(weights.glob("*.state.pt")), process.is_alive)
+    process.kill()
+    process.join()
+    (first,) = (path.read_bytes() for path in (weights / "round1").glob("*.last.safetensors"))
+    assert finish([start_command(arguments, tmp_path / "log.txt")]) == [0]
+    log = (tmp_path / "log.txt").read_text()
+    assert "fold0-tiny-3band: already trained" in log and "all-tiny-3band: resuming after" in log
+    assert [path.read_bytes() for path in (weights / "round1").glob("*.last.safetensors")] == [
+        first
+    ]
+    assert not predict([city / "test"], tmp_path / "out.csv", weights, "cpu").faults
 
 
 def exists_in(directory: Path, pattern: str) -> bool:
@@ -330,4 +383,5 @@ def test_real_images_with_few_masks_learn_from_the_others(
     assert isinstance(manifest, WeightsManifest)
     assert manifest.learning == "inductive"
     assert manifest.unlabelled is not None and manifest.unlabelled.chips == 5
-    assert "5 unlabelled chips; 1 images cannot be used" in capsys.readouterr().out
+    expected = "5 unlabelled chips; 3 images left out that are labelled; 1 images cannot be used"
+    assert expected in capsys.readouterr().out

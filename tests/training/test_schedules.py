@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from satmap.errors import SatmapError
-from satmap.recipes.schema import CyclicSchedule, RestartSchedule, parse_recipe
+from satmap.recipes.schedules import CyclicSchedule, RestartSchedule
+from satmap.recipes.schema import parse_recipe
 from satmap.training.epoch import learning_rate
 from tiny_trainings import road_member, road_recipe, stage
 

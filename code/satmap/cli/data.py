@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults
-from satmap.cli.options import add_directories, add_sources, own_data
+from satmap.cli.options import add_cache, add_directories, add_sources, own_data
 from satmap.errors import SatmapError
 from satmap.recipes.registry import task_names
 
@@ -25,11 +25,7 @@ def add_inventory(commands: Commands) -> None:
         help="recipe that will be trained, for its tiles and folds (default with --labels: "
         "small-TASK)",
     )
-    inventory.value(
-        "--cache DIR",
-        Path,
-        "with --labels or a recipe with tiles: directory of prepared chips (default: as in train)",
-    )
+    add_cache(inventory, "with --labels or a recipe with tiles")
 
 
 def _inventory(options: argparse.Namespace) -> int:
@@ -58,13 +54,12 @@ def _inventory(options: argparse.Namespace) -> int:
     from satmap.data.cache import default_cache
     from satmap.data.folds import describe_folds, split_chips
     from satmap.data.own_chips import find_own_chips
-    from satmap.data.scenes import cut_scenes
     from satmap.tasks.base import task_of
 
     task = task_of(recipe or load_recipe(f"small-{options.task}"))
     recipe, cache = task.recipe, options.cache or default_cache()
     inventory = (
-        cut_scenes(task.find_images(directories), task, recipe.bands, cache)
+        task.find_images(directories, cache=cache)
         if own is None
         else find_own_chips(own, task, recipe.bands, cache)
     )

@@ -163,6 +163,11 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
     )
 
 
+def add_cache(sub: Parser, needed: str) -> None:
+    """Add the option for the directory of prepared chips, which the command ``needed`` uses."""
+    sub.value("--cache DIR", Path, f"{needed}: directory of prepared chips (default: as in train)")
+
+
 def add_view_angle(sub: Parser) -> None:
     """Add the option for the off-nadir angle."""
     sub.value(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
+    add_cache,
     add_crs,
     add_directories,
     add_images,
@@ -68,7 +69,7 @@ def add_predict(commands: Commands) -> None:
     predict.flag(
         "--out-of-fold", "predict training images, each by the networks whose training held it out"
     )
-
+    add_cache(predict, "with --out-of-fold and a recipe with tiles")
     add_view_angle(predict)
 
 
@@ -106,6 +107,7 @@ def _predict(options: argparse.Namespace) -> int:
         maps=options.probabilities,
         exports=options.export,
         out_of_fold=options.out_of_fold,
+        cache=options.cache,
         workers=_vectorizers(options),
         command=options.arguments,
         view_angle=options.nadir,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
+    add_cache,
     add_images,
     add_maps,
     add_networks,
@@ -251,6 +252,7 @@ def add_confidence(commands: Commands) -> None:
     add_images(
         confidence, "directories of images and labels (default: those in the manifest of OUT.csv)"
     )
+    add_cache(confidence, "with a recipe with tiles")
 
 
 def _confidence(options: argparse.Namespace) -> int:
@@ -273,8 +275,9 @@ def _confidence(options: argparse.Namespace) -> int:
     from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 
     path, summary, faults = fit_to_prediction(
-        options.submission, options.maps, options.weights, options.images, options.arguments
-    )
+        options.submission, options.maps, options.weights, options.images, options.arguments,
+        options.cache,
+    )  # fmt: skip
     report_faults(faults, "left out of the fit")
     print(f"{path}: {summary}")
     return 0

@@ -145,7 +145,7 @@ class StretchedImage:
         Arguments and errors are those of :func:`read_stretched`.
         """
         self._info = info
-        self._order = _ORDERS[info.product][:channels]
+        self._order = _band_order(info, channels)
         self.shape = (info.height, info.width, len(self._order))
         levels = np.iinfo(info.dtype).max + 1
         counts = np.zeros((len(self._order), levels), np.int64)
@@ -167,6 +167,8 @@ class StretchedImage:
     def __getitem__(self, index: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Return a window, given as slices of rows and columns, as :func:`read_stretched` does."""
         bands, valid = _read_bands(self._info, self._order, *index)
+        if self._info.is_stretched:
+            return bands.transpose(1, 2, 0)
         stretched = np.empty((*valid.shape, len(bands)), np.uint8)
         for channel, (band, table) in enumerate(zip(bands, self._tables, strict=True)):
             # 0 is reserved for pixels without data, so valid pixels are at least 1.
@@ -193,8 +195,8 @@ def read_stretched(
     Raises:
         SatmapError: the pixels cannot be read, for example because the file is truncated.
     """
-    order = range(1, info.bands + 1) if info.is_stretched else _ORDERS[info.product]
-    bands, valid = _read_bands(info, order[:channels], slice(0, info.height), slice(0, info.width))
+    order = _band_order(info, channels)
+    bands, valid = _read_bands(info, order, slice(0, info.height), slice(0, info.width))
     if info.is_stretched:
         return bands.transpose(1, 2, 0)
     stretched = np.empty(bands.shape, np.uint8)
@@ -222,6 +224,12 @@ def resize_image(image: NDArray[np.uint8], input_px: int | None) -> NDArray[np.u
     # OpenCV resizes any number of channels, but drops the channel axis if there is only one.
     resized = cv2.resize(image, (width, height), interpolation=mode)
     return np.asarray(resized, np.uint8).reshape(height, width, -1)
+
+
+def _band_order(info: ImageInfo, channels: int | None) -> Sequence[int]:
+    """Return the 1-based numbers of the bands to read, in the networks' order."""
+    order = range(1, info.bands + 1) if info.is_stretched else _ORDERS[info.product]
+    return order[:channels]
 
 
 def _read_bands(

@@ -1,16 +1,13 @@
 """Read many rasters as one image: a mosaic in one reference system, at one pixel size, in 8 bits.
 
-Rasters that share a pixel grid, such as map tiles or the quarters of a scene, form a layer and are
-read without resampling or seams. Each layer has one contrast stretch, computed from a sample of its
-pixels. A mosaic resamples its layers to the grid of the map. A map that lies on a layer's own grid
-gets that layer's pixels unchanged.
+A mosaic resamples its layers (:mod:`satmap.data.layers`) to the grid of the map. A map that lies on
+a layer's own grid gets that layer's pixels unchanged.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,207 +17,25 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.windows import Window
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from satmap.data.imagery import MS_BAND_ORDER, keeps_values
-from satmap.data.sources import Source, opened, reason_of
+from satmap.data.layers import SAME_GRID_PX, Layer
+from satmap.data.sources import states_of
 from satmap.errors import SatmapError
 from satmap.rasters.scene import Box
 from satmap.vectors.georeference import Georeference, georeference_of
 
 Priority = Literal["finest", "first"]
 
-# Offset in pixels by which rasters of one grid may differ, through rounded georeferences.
-_SAME_GRID_PX = 0.01
 # Sources whose pixel size differs by less from the networks' are read as they are.
 _SAME_SIZE = 0.05
 # Rasters form one map if its pixels have the same size in metres everywhere, within this part.
 _SAME_SCALE = 0.05
-# A sample for the stretch has at most this many pixels: all, or windows spread over the layer.
-_SAMPLE_PX = 4 << 20
-_SAMPLE_WINDOWS = 64
-# Rows that are stretched at once; the intermediate values take several times their memory.
-_ROWS = 256
 # Pixels around a window that resampling needs.
 _KERNEL_PX = 4
 # Points per side of a rectangle that is projected to another reference system.
 _SIDE_POINTS = 21
-# Suffixes of the files beside a raster or shapefile that GDAL reads with it; the last ones are also
-# added to its whole name.
-_SIDECARS = (
-    ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".dbf", ".shx", ".cpg", ".aux.xml", ".ovr", ".msk",
-)  # fmt: skip
-_ADDED_SIDECARS = _SIDECARS[-3:]
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Linear stretch of every band to 8 bits.
-
-    Attributes:
-        low: values that become 0, one per band.
-        high: values that become 255.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def apply(self, bands: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Stretch (bands, h, w) to uint8: 0 where ``valid`` (h, w) is false, else at least 1."""
-        stretched = np.empty(bands.shape, np.uint8)
-        dtype = bands.dtype
-        for out, band, low, high in zip(stretched, bands, self.low, self.high, strict=True):
-            if dtype.kind == "f":
-                for row in range(0, band.shape[0], _ROWS):
-                    rows = slice(row, row + _ROWS)
-                    out[rows] = _scaled(band[rows], low, high)
-                continue
-            limits = np.iinfo(dtype)
-            table = _scaled(np.arange(limits.min, limits.max + 1, dtype=dtype), low, high)
-            # NumPy counts a negative index from the end, so the roll moves the entries of negative
-            # values there.
-            table = np.roll(table, limits.min)
-            for row in range(0, band.shape[0], _ROWS):
-                rows = slice(row, row + _ROWS)
-                out[rows] = table[band[rows]]
-        stretched *= valid
-        return stretched
-
-
-def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Stretch ``low`` to ``high`` to 8 bits, 1 to 255. 0 stays free for pixels without data."""
-    scale = 255 / (high - low) if high > low else 0.0
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(scale)
-    levels: NDArray[np.uint8] = np.rint(np.clip(np.nan_to_num(scaled), 1, 255)).astype(np.uint8)
-    return levels
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Rasters of one kind on one pixel grid.
-
-    Attributes:
-        sources: the rasters, first come first shown.
-        boxes: the rectangle of each in the layer's pixels.
-        bands: band numbers to read, one per channel.
-        georeference: of the layer's pixels; None for an image without one.
-        width, height: pixels.
-        stretch: to 8 bits; None until it is known.
-    """
-
-    sources: tuple[Source, ...]
-    boxes: tuple[Box, ...]
-    bands: tuple[int, ...]
-    georeference: Georeference | None
-    width: int
-    height: int
-    stretch: Stretch | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the first raster, and how many there are."""
-        others = len(self.sources) - 1
-        return self.sources[0].name + (f" and {others} others on its grid" if others else "")
-
-    @cached_property
-    def _tree(self) -> shapely.STRtree:
-        corners = np.array([(b.left, b.top, b.right, b.bottom) for b in self.boxes], float)
-        return shapely.STRtree(shapely.box(*corners.T))
-
-    def read(
-        self, box: Box, faults: dict[str, str], reduce: int = 1
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read a rectangle, 0 and invalid where no raster has data.
-
-        Args:
-            box: in the layer's pixels; it may reach beyond the layer.
-            faults: gets the reason of each raster that cannot be read here, for example because it
-                is truncated, by name. It counts as without data.
-            reduce: read every ``reduce``-th pixel along each axis, averaged where possible.
-
-        Returns:
-            Bands (channels, h, w) in the sources' type, and bool (h, w).
-        """
-        height, width = -(-box.height // reduce), -(-box.width // reduce)
-        bands = np.zeros((len(self.bands), height, width), self.sources[0].dtype)
-        valid = np.zeros((height, width), np.bool_)
-        corner = shapely.box(box.left, box.top, box.right, box.bottom)
-        for index in sorted(self._tree.query(corner).tolist()):
-            shared = self.boxes[index].overlap(box)
-            if shared is None:
-                continue
-            inside = shared.seen_from(box)
-            rows = slice(inside.top // reduce, -(-inside.bottom // reduce))
-            columns = slice(inside.left // reduce, -(-inside.right // reduce))
-            shape = rows.stop - rows.start, columns.stop - columns.start
-            part = shared.seen_from(self.boxes[index])
-            source = self.sources[index]
-            try:
-                found, has_data = _read(source, self.bands, part, shape)
-            except SatmapError as error:
-                faults.setdefault(source.name, reason_of(source.name, error))
-                continue
-            free = has_data & ~valid[rows, columns]
-            np.copyto(bands[:, rows, columns], found, where=free)
-            valid[rows, columns] |= free
-        return bands, valid
-
-    def read_stretched(
-        self, box: Box, faults: dict[str, str], reduce: int = 1
-    ) -> NDArray[np.uint8]:
-        """Read a rectangle in 8 bits, uint8 (channels, h, w), as :meth:`Stretch.apply` does."""
-        bands, valid = self.read(box, faults, reduce)
-        assert self.stretch is not None
-        return self.stretch.apply(bands, valid)
-
-    def sample_stretch(self, low: float, high: float, faults: dict[str, str]) -> Stretch:
-        """Compute the stretch that maps two percentiles of the valid pixels to 0 and 255.
-
-        Unsigned pixels of 0 do not count, as in :func:`satmap.data.imagery.stretch`. ``faults`` are
-        those of :meth:`read`.
-        """
-        if self.sources[0].dtype == "uint8" and keeps_values(256, low, high):
-            return Stretch((0.0,) * len(self.bands), (255.0,) * len(self.bands))
-        samples: list[list[NDArray[Any]]] = [[] for _ in self.bands]
-        for box in self._sample_boxes():
-            bands, valid = self.read(box, faults)
-            for sample, band in zip(samples, bands, strict=True):
-                values = band[valid]
-                sample.append(values[values > 0] if values.dtype.kind == "u" else values)
-        lows, highs = [], []
-        for sample in samples:
-            values = np.sort(np.concatenate(sample))
-            if not len(values):
-                lows.append(0.0)
-                highs.append(0.0)
-                continue
-            ranks = np.ceil(np.array([low, high]) / 100 * len(values)).astype(int)
-            bottom, top = values[np.clip(ranks - 1, 0, len(values) - 1)].astype(float).tolist()
-            lows.append(bottom)
-            highs.append(max(top, bottom + 1) if values.dtype.kind in "iu" else top)
-        return Stretch(tuple(lows), tuple(highs))
-
-    def sample_means(self) -> list[float]:
-        """Return the mean of each stretched band, 0..255, from a sample of the pixels with data.
-
-        The sample is an eighth of that of :meth:`sample_stretch`; without data the list is empty.
-        """
-        # Rasters that cannot be read are reported elsewhere.
-        parts = [self.read_stretched(box, {}) for box in self._sample_boxes()[::8]]
-        pixels = np.concatenate([part[:, part.any(axis=0)] for part in parts], axis=1)
-        means: list[float] = pixels.mean(axis=1).tolist() if pixels.size else []
-        return means
-
-    def _sample_boxes(self) -> list[Box]:
-        """Return whole rasters, or windows spread evenly over all of them."""
-        if sum(box.width * box.height for box in self.boxes) <= _SAMPLE_PX:
-            return list(self.boxes)
-        side = math.isqrt(_SAMPLE_PX // _SAMPLE_WINDOWS)
-        windows = [tile for box in self.boxes for tile in box.tiles(side, side)]
-        chosen = np.linspace(0, len(windows) - 1, min(_SAMPLE_WINDOWS, len(windows)))
-        return [windows[index] for index in np.unique(chosen.astype(int))]
 
 
 @dataclass(frozen=True)
@@ -261,8 +76,8 @@ class Mosaic:
     def _regions(self) -> list[Box]:
         """Rectangles around rasters that touch each other, from the top; none overlaps another."""
         bounds = shapely.bounds(self._footprints[0].geometries)
-        low = np.floor(np.clip(bounds[:, :2], 0, None) + _SAME_GRID_PX)
-        high = np.ceil(np.minimum(bounds[:, 2:], (self.width, self.height)) - _SAME_GRID_PX)
+        low = np.floor(np.clip(bounds[:, :2], 0, None) + SAME_GRID_PX)
+        high = np.ceil(np.minimum(bounds[:, 2:], (self.width, self.height)) - SAME_GRID_PX)
         while True:
             # Rectangles of joined rasters may touch others, so join again until none do.
             boxes = shapely.box(*(low - 1).T, *(high + 1).T)
@@ -290,8 +105,8 @@ class Mosaic:
             return None
         low, high = np.split(shapely.total_bounds(shared), 2)
         # A fraction of a pixel too much comes from rounding.
-        left, top = np.floor(low + _SAME_GRID_PX).astype(int).tolist()
-        right, bottom = np.ceil(high - _SAME_GRID_PX).astype(int).tolist()
+        left, top = np.floor(low + SAME_GRID_PX).astype(int).tolist()
+        right, bottom = np.ceil(high - SAME_GRID_PX).astype(int).tolist()
         whole = Box(0, 0, self.width, self.height)
         return Box(left, top, right - left, bottom - top).overlap(whole)
 
@@ -391,7 +206,8 @@ class Mosaic:
         reduce = max(int(ratio), 1)
         margin = math.ceil(_KERNEL_PX * max(ratio, 1)) + reduce
         left, top = ((low - margin) // reduce * reduce).astype(int).tolist()
-        right, bottom = (high + margin).astype(int).tolist()
+        # Whole reduced pixels are read in one piece.
+        right, bottom = (np.ceil((high + margin) / reduce) * reduce).astype(int).tolist()
         wanted = Box(left, top, right - left, bottom - top)
         shared = wanted.overlap(Box(0, 0, layer.width, layer.height).grown(margin, margin))
         if shared is None:
@@ -416,112 +232,6 @@ class Mosaic:
         covered = result.any(axis=0)
         np.maximum(result, covered, out=result)
         return result
-
-
-def state_of(path: Path) -> list[Any]:
-    """Return size and time of a file and of the files beside it that GDAL reads with it.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    beside = [path.with_suffix(suffix) for suffix in _SIDECARS]
-    beside += [path.with_name(path.name + suffix) for suffix in _ADDED_SIDECARS]
-    found = [(each, each.stat()) for each in (path, *filter(Path.is_file, beside))]
-    return [(str(each.resolve()), stat.st_size, stat.st_mtime_ns) for each, stat in found]
-
-
-def states_of(source: Source) -> list[Any]:
-    """Return the states of a local raster and, if it is virtual, of the rasters that it shows.
-
-    Raises:
-        OSError, SatmapError: it cannot be read.
-    """
-    paths = {Path(source.path)}
-    if source.driver == "VRT":
-        with opened(source) as file:
-            paths.update(map(Path, file.files))
-    return [state for path in sorted(paths) for state in state_of(path)]
-
-
-def stretched(
-    layers: Iterable[Layer], low: float, high: float, faults: dict[str, str]
-) -> list[Layer]:
-    """Return layers with their stretch (:meth:`Layer.sample_stretch`).
-
-    Layers of which nothing can be read are left out; ``faults`` then has the reasons.
-    """
-    ready = []
-    for layer in layers:
-        unread: dict[str, str] = {}
-        stretch = layer.sample_stretch(low, high, unread)
-        faults |= unread
-        if not unread or any(stretch.high):
-            ready.append(replace(layer, stretch=stretch))
-    return ready
-
-
-def find_layers(
-    sources: Sequence[Source], channels: int, bands: Sequence[int] | None = None
-) -> tuple[list[Layer], dict[str, str]]:
-    """Sort rasters into layers of one grid, type and band order.
-
-    Args:
-        sources: in the user's order.
-        channels: number of channels that the networks need.
-        bands: band numbers to read, from 1; None for red, green, blue, or the first ones. Eight
-            bands without names are taken for WorldView's, and an image of one band for grey.
-
-    Returns:
-        The layers in the order of their first raster, and the reason for each raster that cannot be
-        used, by its name. Every raster without georeference is a layer of its own.
-    """
-    groups: dict[tuple[Any, ...], list[tuple[Source, Georeference | None]]] = {}
-    faults: dict[str, str] = {}
-    for number, source in enumerate(sources):
-        try:
-            order = _band_order(source, channels, bands)
-            georeference = _georeference(source)
-        except SatmapError as error:
-            faults[source.name] = str(error)
-            continue
-        kind: tuple[Any, ...] = (source.dtype, order, source.palette)
-        if georeference is None:
-            kind = (*kind, number)
-        else:
-            phase = ~source.transform @ (0.0, 0.0)
-            linear = [f"{value:.9e}" for value in (*source.transform[:2], *source.transform[3:5])]
-            kind = (*kind, source.crs, *linear)
-            # Rasters whose offsets modulo one pixel are almost equal belong to one grid. They may
-            # fall into adjacent cells, so those are looked up too.
-            cells = round(2 / _SAME_GRID_PX)
-            column, row = (math.floor(value * cells) for value in phase)
-            near = [
-                (*kind, (column + x) % cells, (row + y) % cells)
-                for x in (0, -1, 1) for y in (0, -1, 1)
-            ]  # fmt: skip
-            kind = next((known for known in near if known in groups), near[0])
-        groups.setdefault(kind, []).append((source, georeference))
-    return [_layer(members, kind[1]) for kind, members in groups.items()], faults
-
-
-def _layer(members: Sequence[tuple[Source, Georeference | None]], bands: tuple[int, ...]) -> Layer:
-    first, georeference = members[0]
-    if georeference is None:
-        whole = Box(0, 0, first.width, first.height)
-        return Layer((first,), (whole,), bands, None, first.width, first.height)
-    to_first = ~first.transform
-    corners = [to_first @ (source.transform.c, source.transform.f) for source, _ in members]
-    places = np.rint(np.array(corners)).astype(int)
-    sizes = np.array([(source.width, source.height) for source, _ in members])
-    left, top = places.min(axis=0).tolist()
-    width, height = ((places + sizes).max(axis=0) - (left, top)).tolist()
-    boxes = tuple(
-        Box(x - left, y - top, w, h)
-        for (x, y), (w, h) in zip(places.tolist(), sizes.tolist(), strict=True)
-    )
-    transform = first.transform @ Affine.translation(left, top)
-    placed = Georeference(georeference.crs, transform, georeference.metres_per_pixel)
-    return Layer(tuple(source for source, _ in members), boxes, bands, placed, width, height)
 
 
 def make_mosaics(
@@ -567,8 +277,8 @@ def arrange(layers: Sequence[Layer], grid: Georeference, priority: Priority = "f
         border = layer.georeference.to_map(_border(Box(0, 0, layer.width, layer.height)))
         corners.append(grid.to_pixels(border, layer.georeference.crs))
     # A fraction of a pixel too much comes from rounding.
-    low = np.floor(np.concatenate(corners).min(axis=0) + _SAME_GRID_PX).astype(int)
-    high = np.ceil(np.concatenate(corners).max(axis=0) - _SAME_GRID_PX).astype(int)
+    low = np.floor(np.concatenate(corners).min(axis=0) + SAME_GRID_PX).astype(int)
+    high = np.ceil(np.concatenate(corners).max(axis=0) - SAME_GRID_PX).astype(int)
     width, height = (high - low).tolist()
     transform = grid.transform @ Affine.translation(*low.tolist())
     located = Georeference(grid.crs, transform, grid.metres_per_pixel)
@@ -660,7 +370,7 @@ def _placement(source: Georeference | None, grid: Georeference | None) -> _Place
     relative = ~grid.transform @ source.transform
     whole = Affine(*map(round, relative[:6]))
     linear = np.abs(np.subtract(relative[:6], whole[:6]))[[0, 1, 3, 4]].max()
-    near = max(abs(relative.c - whole.c), abs(relative.f - whole.f)) <= 2 * _SAME_GRID_PX
+    near = max(abs(relative.c - whole.c), abs(relative.f - whole.f)) <= 2 * SAME_GRID_PX
     # Pixels of the same size, perhaps flipped or turned by quarters.
     axes = tuple(abs(whole[index]) for index in (0, 1, 3, 4))
     is_turn = axes in ((1, 0, 0, 1), (0, 1, 1, 0))
@@ -675,68 +385,3 @@ def _border(box: Box) -> NDArray[np.float64]:
     )
     sides = zip(corners, np.roll(corners, -1, axis=0), strict=True)
     return np.concatenate([start + steps[:, None] * (stop - start) for start, stop in sides])
-
-
-def _georeference(source: Source) -> Georeference | None:
-    if not source.crs:
-        return None
-    crs = rasterio.crs.CRS.from_wkt(source.crs)
-    return georeference_of(crs, source.transform, source.width, source.height)
-
-
-def _band_order(source: Source, channels: int, bands: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the band for each channel of the networks.
-
-    Raises:
-        SatmapError: the raster has too few bands.
-    """
-    if source.palette:
-        return (1, 2, 3)[:channels]
-    if bands is not None:
-        if len(bands) < channels or max(bands) > max(source.bands):
-            raise SatmapError(
-                f"bands {', '.join(map(str, bands))} do not fit: the networks need {channels} "
-                f"bands and the raster has {len(source.bands)}."
-            )
-        return tuple(bands[:channels])
-    if len(source.bands) == 1 and channels == 3:
-        return (source.bands[0],) * 3
-    if not source.colours and len(source.bands) == len(MS_BAND_ORDER):
-        # Eight bands without names are WorldView's.
-        return tuple(source.bands[band - 1] for band in MS_BAND_ORDER)[:channels]
-    order = source.colours + tuple(b for b in source.bands if b not in source.colours)
-    if len(order) < channels:
-        raise SatmapError(
-            f"{len(source.bands)} bands, but the networks need {channels}. Use networks for fewer "
-            "bands, or images with more."
-        )
-    return order[:channels]
-
-
-def _read(
-    source: Source, bands: tuple[int, ...], box: Box, shape: tuple[int, int]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read bands (n, *shape) of a rectangle of a raster, and where they hold data."""
-    window = Window(box.left, box.top, box.width, box.height)
-    with opened(source) as file:
-        resampling = Resampling.nearest if source.palette else Resampling.average
-        wanted = (1,) if source.palette else tuple(dict.fromkeys(bands))
-        read = file.read(
-            wanted, window=window, out_shape=(len(wanted), *shape), resampling=resampling
-        )
-        if source.has_mask:
-            valid = file.dataset_mask(window=window, out_shape=shape) > 0
-        else:
-            valid = np.ones(shape, np.bool_)
-        if source.palette:
-            colours = file.colormap(1)
-            table = np.array([colours.get(index, (0, 0, 0, 0)) for index in range(256)], np.uint8)
-            pixels = table[read[0]].transpose(2, 0, 1)
-            return pixels[[band - 1 for band in bands]], valid & (pixels[3] > 0)
-    if read.dtype.kind == "f":
-        valid &= np.isfinite(read).all(axis=0)
-    elif not source.is_lossy and not source.has_mask:
-        # As in the challenges' images, black is no data where nothing else says so.
-        valid &= read.any(axis=0)
-    places = [wanted.index(band) for band in bands]
-    return read[places], valid

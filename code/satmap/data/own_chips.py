@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from satmap.data.inventory import Inventory
 from satmap.data.layouts.own_chips import INDEX, list_chips, read_chips
-from satmap.data.mosaic import state_of, states_of
 from satmap.data.own_cutting import cut_chips
 from satmap.data.own_data import OwnData
 from satmap.data.own_labels import find_label_files
 from satmap.data.own_scenes import plan_masks, plan_vectors
-from satmap.data.sources import Source, find_sources
+from satmap.data.sources import Source, find_sources, state_of, states_of
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the chips of the same inputs change.
-_FORMAT = "3"
+_FORMAT = "4"
 # Chips that were not used for so long are deleted.
 _UNUSED_DAYS = 30
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from satmap.data.mosaic import Layer, Mosaic, find_layers, make_mosaics, stretched
+from satmap.data.layers import Layer, find_layers, stretched
+from satmap.data.mosaic import Mosaic, make_mosaics
 from satmap.data.own_data import OwnData
 from satmap.data.own_labels import OwnShapes, Shapes, pair_masks, read_area, read_own_shapes
 from satmap.data.sources import Source, read_source

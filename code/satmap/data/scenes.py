@@ -24,11 +24,12 @@ from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
 from satmap.data.label_files import read_label_file
 from satmap.data.label_offsets import offset_notes
-from satmap.data.mosaic import Layer, Mosaic, arrange, find_layers, make_mosaics, state_of
+from satmap.data.layers import Layer, find_layers, stretched
+from satmap.data.mosaic import Mosaic, arrange, make_mosaics
 from satmap.data.own_cutting import cut_chip
 from satmap.data.own_labels import Shapes
 from satmap.data.own_scenes import OwnScene
-from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, read_source
+from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, read_source, state_of
 from satmap.data.voids import find_voids
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.files import atomic_path
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from satmap.tasks.base import Task
 
 # Increase this number when the tiles of the same inputs change.
-_FORMAT = "1"
+_FORMAT = "2"
 # More tiles of one scene point to a wrong pixel size: the largest scenes have 37,000 pixels a side.
 _MOST_TILES = 50_000
 
@@ -253,7 +254,7 @@ def _cut(
 
 
 def _read_layer(chip: Chip, task: "Task", channels: int, unread: dict[str, str]) -> Layer:
-    """Read the header of a scene and compute its stretch; ``unread`` as in :meth:`Layer.read`."""
+    """Read the header of a scene and compute its stretch; ``unread`` as in :func:`stretched`."""
     path = str(chip.image.path)
     layers, unusable = find_layers([read_source(path)], channels)
     if not layers:
@@ -261,8 +262,10 @@ def _read_layer(chip: Chip, task: "Task", channels: int, unread: dict[str, str])
     (layer,) = layers
     if layer.georeference is None:
         raise SatmapError(f"{path}: no georeference, so its labels cannot be placed.")
-    stretch = task.recipe.stretch
-    return replace(layer, stretch=layer.sample_stretch(stretch.low, stretch.high, unread))
+    ready = stretched([layer], task.recipe.stretch.low, task.recipe.stretch.high, unread)
+    if not ready:
+        raise SatmapError(f"{path}: {unread[path]}")
+    return ready[0]
 
 
 def _read_shapes(chip: Chip, task: "Task", mosaic: Mosaic) -> Shapes:

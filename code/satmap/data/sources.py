@@ -1,15 +1,12 @@
 """Find and open the rasters that users want mapped: files, folders, map tiles, MBTiles and URLs.
 
-GDAL would choose among all its drivers by content, run Python code in virtual rasters, and follow
-references and redirects to other files and servers. So every raster is opened by one driver of a
-short list, a virtual raster may only be a plain mosaic of rasters under its own folder, and
-redirects are refused. Only URLs that users typed are read.
+Only rasters that :mod:`satmap.data.allowed_rasters` lets through are opened. Redirects are refused,
+and only URLs that users typed are read.
 """
 
 import contextlib
 import math
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,50 +17,21 @@ from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 
-from satmap.data.remote import Opener, cannot_read
+from satmap.data.allowed_rasters import (
+    is_lossy,
+    is_plain_crs,
+    is_remote_path,
+    refuse_overview_files,
+    require_allowed,
+    why_unreadable,
+)
+from satmap.data.remote import Opener
 from satmap.errors import SatmapError
-from satmap.io.files import refuse_pipe
 from satmap.io.gdal import DRIVERS, require_possible_size
-from satmap.io.geojson_reader import CRS_NAME
 from satmap.io.text import printable
 from satmap.io.walk import walk
 
-# First bytes of image files; map servers save tiles of one format under the suffix of another.
-_SIGNATURES = {
-    b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP", b"II*\0": "GTiff",
-    b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
-}  # fmt: skip
 _DTYPES = ("uint8", "uint16", "int16", "float32")
-# Drivers, and compressions inside other formats, that do not keep pixels as they were.
-_LOSSY = ("JPEG", "WEBP", "MBTiles")
-_LOSSY_COMPRESSIONS = ("JPEG", "YCbCr JPEG", "WEBP")
-_SCHEMES = ("https", "http", "s3")
-
-# Lower-case names of the elements and attributes that gdalbuildvrt and `gdal_translate -of VRT`
-# write for mosaics. None of them makes GDAL run code, read a file or contact a server, except the
-# references and reference systems, whose texts are checked. Elements and attributes have own lists,
-# because GDAL takes either for the other. https://gdal.org/drivers/raster/vrt.html
-_VRT_REFERENCE = "sourcefilename"
-_VRT_ELEMENTS = {
-    "vrtdataset", "srs", "geotransform", "gcplist", "gcp", "metadata", "mdi", "overviewlist",
-    "blockxsize", "blockysize", "maskband", "vrtrasterband", "description", "nodatavalue",
-    "hidenodatavalue", "unittype", "offset", "scale", "colorinterp", "colortable", "entry",
-    "categorynames", "category", "histograms", "histitem", "histmin", "histmax", "bucketcount",
-    "includeoutofrange", "approximate", "histcounts", "simplesource", "complexsource",
-    "averagedsource", "nodatafrommasksource", "sourcefilename", "sourceband",
-    "sourceproperties", "srcrect", "dstrect", "nodata", "scaleoffset", "scaleratio", "lut",
-    "colortablecomponent", "exponent", "srcmin", "srcmax", "dstmin", "dstmax", "clamp",
-    "usemaskband", "maskvaluethreshold", "remappedvalue",
-}  # fmt: skip
-_VRT_ATTRIBUTES = {
-    "rasterxsize", "rasterysize", "dataaxistosrsaxismapping", "coordinateepoch", "projection",
-    "id", "info", "pixel", "line", "x", "y", "z", "domain", "key", "resampling", "datatype",
-    "band", "blockxsize", "blockysize", "c1", "c2", "c3", "c4", "relativetovrt", "shared",
-    "xoff", "yoff", "xsize", "ysize",
-}  # fmt: skip
-# Others may name files that GDAL opens, as OVERVIEWS does.
-_VRT_DOMAINS = ("", "image_structure", "rpc")
-_LONGEST_VRT = 50_000_000
 
 # Map tiles: {z}/{x}/{y}.png, or {name-}{x}-{y}-{z}.png in one folder. Sizes in pixels.
 _FLAT_TILE = re.compile(r"(?:.*-)?(\d+)-(\d+)-(\d+)")
@@ -82,13 +50,19 @@ _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_CACHEMAX": _CACHE_BYTES,
 }  # fmt: skip
-# GDAL looks up files beside a raster by their exact name, as `_refuse_sidecars` does. In a listing
+# GDAL looks up files beside a raster by their exact name, as `allowed_rasters` does. In a listing
 # of the folder it would ignore case. It may request only addresses named "none", that is, none.
 _LOCAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "GDAL_CACHEMAX": _CACHE_BYTES,
 }  # fmt: skip
-_OPENED_SIDECARS = (".ovr", ".OVR", ".msk", ".MSK")
+
+# Suffixes of the files beside a raster or shapefile that GDAL reads with it; the last ones are also
+# added to its whole name.
+_SIDECARS = (
+    ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".dbf", ".shx", ".cpg", ".aux.xml", ".ovr", ".msk",
+)  # fmt: skip
+_ADDED_SIDECARS = _SIDECARS[-3:]
 
 
 @dataclass(frozen=True)
@@ -131,7 +105,7 @@ class Source:
     @property
     def is_remote(self) -> bool:
         """Whether the raster is read over the network."""
-        return _is_remote(self.path)
+        return is_remote_path(self.path)
 
 
 @dataclass(frozen=True)
@@ -226,11 +200,11 @@ def read_source(
         SatmapError: the raster is not allowed, cannot be read, or has pixels of a type that satmap
             does not read.
     """
-    path, driver, has_lossy_parts = _allowed(name)
+    path, driver, has_lossy_parts = require_allowed(name)
     try:
         with _opened(name, path, driver, zoom) as f:
             # Check this first: GDAL complains only later that it cannot find the file.
-            if f.crs and not _is_crs(f.crs.to_wkt()):
+            if f.crs and not is_plain_crs(f.crs.to_wkt()):
                 raise SatmapError(
                     f"{printable(name)}: its reference system names a file, which satmap does not "
                     "use. Assign a plain one, for example with `rio edit-info --crs EPSG:4326`."
@@ -255,7 +229,7 @@ def read_source(
                 tuple(found[0] for found in colours) if all(colours) else (),
                 f.colorinterp[0] == ColorInterp.palette, masked, f.dtypes[0],
                 f.crs.to_wkt() if f.crs else "", f.transform,
-                has_lossy_parts or _is_lossy(f),
+                has_lossy_parts or is_lossy(f),
                 zoom if driver == "MBTiles" else None,
             )  # fmt: skip
             types = dict.fromkeys(f.dtypes)
@@ -310,10 +284,10 @@ def _opened(
         options["opener"] = opener
     try:
         with (
-            rasterio.Env(**(_REMOTE if _is_remote(path) else _LOCAL)),
+            rasterio.Env(**(_REMOTE if is_remote_path(path) else _LOCAL)),
             rasterio.open(opener.path if opener else path, driver=driver, **options) as file,
         ):
-            _refuse_overview_files(file)
+            refuse_overview_files(file)
             yield file
             if opener and opener.fault:
                 # GDAL goes on without a mask that it cannot read.
@@ -321,194 +295,7 @@ def _opened(
     except (RasterioError, CRSError, OSError) as error:
         # Rasterio keeps GDAL's own message in the cause.
         reason: object = (opener and opener.fault) or error.__cause__ or error
-        raise SatmapError(f"{printable(name)}: {_reason(reason, path)}") from error
-
-
-def _allowed(name: str) -> tuple[str, str, bool]:
-    """Return GDAL's path and driver of a raster, and whether it is a mosaic with lossy parts.
-
-    Files over HTTP keep their address as path.
-
-    Raises:
-        SatmapError: the suffix, the scheme or the content is not allowed.
-    """
-    scheme, separator, rest = name.partition("://")
-    if separator:
-        if scheme.lower() not in _SCHEMES:
-            raise SatmapError(
-                f"{printable(name)}: satmap reads https://, http:// and s3:// addresses."
-            )
-        # GDAL never sees the address: our own reader requests it.
-        return f"{scheme.lower()}://{rest}", "GTiff", False
-    path = Path(name)
-    driver = DRIVERS.get(path.suffix.lower())
-    if driver is None:
-        raise SatmapError(
-            f"{printable(name)}: satmap reads {', '.join(sorted(DRIVERS))}. Convert the raster, "
-            "for example with `gdal_translate`."
-        )
-    refuse_pipe(path)
-    has_lossy_parts = False
-    if driver == "VRT":
-        # GDAL takes references as relative to the file that a link names.
-        path = path.resolve()
-        has_lossy_parts = _check_vrt(path)
-    else:
-        driver = _driver_by_content(path) or driver
-    # After links are resolved: files beside the opened one count.
-    _refuse_sidecars(path)
-    # An absolute path cannot be taken for one of GDAL's own prefixes.
-    return str(path.absolute()), driver, has_lossy_parts
-
-
-def _refuse_sidecars(path: Path) -> None:
-    """Refuse overviews and masks beside a raster that are not GeoTIFF, as GDAL writes them.
-
-    GDAL opens them by content. A virtual raster there could read any file.
-
-    Raises:
-        SatmapError: there is one.
-    """
-    for suffix in _OPENED_SIDECARS:
-        beside = path.with_name(path.name + suffix)
-        if not beside.is_file():
-            continue
-        if _driver_by_content(beside) != "GTiff":
-            raise SatmapError(
-                f"{printable(path)}: {printable(beside)} beside it is not a GeoTIFF. Remove it, or "
-                "make it again with `gdaladdo -ro`."
-            )
-        # GDAL looks for masks of overviews and overviews of masks, too.
-        _refuse_sidecars(beside)
-
-
-def _refuse_overview_files(file: rasterio.DatasetReader) -> None:
-    """Refuse metadata, also in an ``.aux.xml`` file, that makes GDAL open any file or address.
-
-    Raises:
-        OSError: there is some.
-    """
-    for name, value in file.tags(ns="OVERVIEWS").items():
-        raise OSError(f"its metadata {name} names another file, {value}; remove it")
-
-
-def _is_lossy(file: rasterio.DatasetReader) -> bool:
-    compression = file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")
-    return file.driver in _LOSSY or compression in _LOSSY_COMPRESSIONS
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path
-
-
-def _driver_by_content(path: Path) -> str | None:
-    """Return the driver that the first bytes of a file name, None if they name none of the list."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError:
-        # Opening it as a raster reports the error.
-        return None
-    return next((d for signature, d in _SIGNATURES.items() if start.startswith(signature)), None)
-
-
-def _check_vrt(path: Path) -> bool:
-    """Check that a virtual raster only refers to rasters in its own folder.
-
-    Returns whether any of these rasters is compressed with loss.
-
-    GDAL's parser differs from Python's: it ignores case, and takes attributes for elements. So
-    only known elements and attributes are allowed.
-
-    Raises:
-        SatmapError: it refers to anything else, or holds an element that is not allowed.
-    """
-    shown = printable(path)
-    try:
-        if path.stat().st_size > _LONGEST_VRT:
-            raise SatmapError(f"{shown} is larger than {_LONGEST_VRT:,} bytes. Split it.")
-        text = path.read_text(encoding="utf-8")
-        # Before parsing: declarations can define entities of any length.
-        declared = re.search(r"<!\w*|<\?(?!xml\s)\w*|\bxmlns\b", text)
-        tree = ET.fromstring("<x/>" if declared else text)
-    except (OSError, ValueError, ET.ParseError) as error:
-        raise SatmapError(f"{shown} is not a virtual raster: {printable(error, 200)}.") from error
-    refused = declared[0] if declared else next(filter(None, map(_refused_part, tree.iter())), None)
-    if refused:
-        raise SatmapError(
-            f"{shown} holds {printable(refused, 100)}, which satmap does not allow, because only "
-            "plain mosaics such as gdalbuildvrt writes cannot run code or read other files. If you "
-            "trust it, convert it first: gdal_translate IN.vrt OUT.tif."
-        )
-    references = [each for each in tree.iter() if each.tag.lower() == _VRT_REFERENCE]
-    are_lossy = [_check_reference(path, each) for each in references]
-    return any(are_lossy)
-
-
-def _refused_part(element: ET.Element) -> str | None:
-    """Return the part of an element of a virtual raster that is not allowed, None if all is."""
-    tag = element.tag.lower()
-    if tag not in _VRT_ELEMENTS:
-        return f"<{element.tag}>"
-    for name, value in element.attrib.items():
-        if (
-            name.lower() not in _VRT_ATTRIBUTES
-            or (name.lower() == "domain" and value.lower() not in _VRT_DOMAINS)
-            or (name.lower() == "projection" and not _is_crs(value))
-        ):
-            return f'<{element.tag} {name}="{value}">'
-    if tag == "srs" and (len(element) or not _is_crs(element.text or "")):
-        return f"<{element.tag}>{element.text or ''}"
-    return None
-
-
-def _is_crs(text: str) -> bool:
-    """Return whether a text is WKT, a name or a PROJ string that names no files."""
-    return not text.strip() or bool(CRS_NAME.fullmatch(text.strip()))
-
-
-def _check_reference(path: Path, element: ET.Element) -> bool:
-    """Check one reference of a virtual raster; returns and raises as :func:`_check_vrt`."""
-    folder, named = path.parent, element.text or ""
-    relative = {name.lower(): value for name, value in element.attrib.items()}
-    place = folder if relative.get("relativetovrt", "0").strip() == "1" else Path.cwd()
-    try:
-        target = (place / named).resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SatmapError(f"{path} refers to {printable(named, 200)}: {error}.") from error
-    driver = DRIVERS.get(target.suffix.lower(), "VRT")
-    if driver != "VRT":
-        driver = _driver_by_content(target) or driver
-    # GDAL drops spaces around it, and takes colons for its other names, such as GTIFF_DIR:2:a.tif.
-    is_plain = not len(element) and named == named.strip() and target.is_relative_to(folder)
-    if (
-        not is_plain
-        or re.search('[:<>|?*"]', str(target.relative_to(folder)))
-        or driver in ("VRT", "MBTiles")
-    ):
-        raise SatmapError(
-            f"{printable(path)} refers to {printable(named, 200)}. A virtual raster may only refer "
-            f"to rasters under its own folder, with a suffix of {', '.join(sorted(DRIVERS))} "
-            "except .vrt and .mbtiles."
-        )
-    _refuse_sidecars(target)
-    # GDAL opens it by content, so make sure that the content is what the suffix says.
-    try:
-        with rasterio.open(target, driver=driver) as file:
-            _refuse_overview_files(file)
-            return _is_lossy(file)
-    except (RasterioError, OSError) as error:
-        raise SatmapError(
-            f"{printable(path)} refers to {printable(named, 200)}: "
-            f"{_reason(error.__cause__ or error, str(target))}"
-        ) from error
-
-
-def _reason(error: object, path: str) -> str:
-    if _is_remote(path):
-        return cannot_read(error)
-    text = printable(str(error).strip().rstrip("."), 300)
-    return f"not a readable raster ({text}). Check that the file is complete."
+        raise SatmapError(f"{printable(name)}: {why_unreadable(reason, path)}") from error
 
 
 def reason_of(name: str, error: object) -> str:
@@ -520,6 +307,31 @@ def _about(name: str, error: object) -> str:
     """Return a message that begins with the raster's name."""
     shown = printable(name)
     return str(error) if str(error).startswith(shown) else f"{shown}: {error}"
+
+
+def state_of(path: Path) -> list[Any]:
+    """Return size and time of a file and of the files beside it that GDAL reads with it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    beside = [path.with_suffix(suffix) for suffix in _SIDECARS]
+    beside += [path.with_name(path.name + suffix) for suffix in _ADDED_SIDECARS]
+    found = [(each, each.stat()) for each in (path, *filter(Path.is_file, beside))]
+    return [(str(each.resolve()), stat.st_size, stat.st_mtime_ns) for each, stat in found]
+
+
+def states_of(source: Source) -> list[Any]:
+    """Return the states of a local raster and, if it is virtual, of the rasters that it shows.
+
+    Raises:
+        OSError, SatmapError: it cannot be read.
+    """
+    paths = {Path(source.path)}
+    if source.driver == "VRT":
+        with opened(source) as file:
+            paths.update(map(Path, file.files))
+    return [state for path in sorted(paths) for state in state_of(path)]
 
 
 def _placed_tile(source: Source, root: Path | None) -> Source:

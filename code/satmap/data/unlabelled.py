@@ -4,7 +4,9 @@ The images of a challenge are prepared like training chips. Other rasters are re
 cut into chips. Labels, if there are any, are not read.
 """
 
+import contextlib
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING
 from satmap.data.cache import header_of, pack_chip, prepare_chips, sources_of
 from satmap.data.crops import CachedChip
 from satmap.data.inventory import is_test_path
-from satmap.data.mosaic import Mosaic, find_layers, make_mosaics, states_of
-from satmap.data.sources import Source, find_sources
+from satmap.data.layers import find_layers, stretched
+from satmap.data.mosaic import Mosaic, make_mosaics
+from satmap.data.sources import Source, find_sources, states_of
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.checksums import record_file
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from satmap.tasks.dense import DenseTask
 
 # Increase this number when the chips of the same rasters change.
-_FORMAT = "1"
+_FORMAT = "2"
 # Rasters are cut into chips of about this width and height.
 _CHIP_PX = 512
 # Chips with less ground are left out.
@@ -43,11 +46,13 @@ class Unlabelled:
     Attributes:
         chips: images, or parts of rasters, with unique ids.
         tests: ids of those that are test images, because ``test`` is a word of their path.
+        labelled: number of images that were left out, because they are among the labelled ones.
         faults: reason by name, for images that cannot be used.
     """
 
     chips: tuple[CachedChip, ...] = ()
     tests: frozenset[str] = frozenset()
+    labelled: int = 0
     faults: dict[str, str] = field(default_factory=dict)
 
     def of_round(self, test_images: bool) -> tuple[CachedChip, ...]:
@@ -55,10 +60,11 @@ class Unlabelled:
         return tuple(c for c in self.chips if test_images or c.image_id not in self.tests)
 
     def summary(self) -> str:
-        """Return one line for the user: how many images there are, and how many are test images."""
+        """Return one line for the user: how many chips there are, and how many of test images."""
         tests = f", {len(self.tests)} of them of test images" if self.tests else ""
+        labelled = f"; {self.labelled} images left out that are labelled" if self.labelled else ""
         faults = f"; {len(self.faults)} images cannot be used" if self.faults else ""
-        return f"{len(self.chips)} unlabelled chips{tests}{faults}"
+        return f"{len(self.chips)} unlabelled chips{tests}{labelled}{faults}"
 
 
 def find_unlabelled(
@@ -79,7 +85,8 @@ def find_unlabelled(
         directory: directory of prepared chips.
         labelled: the labelled chips. Images with the content of one of them are left out, and
             rasters with a georeference are resampled to their pixel size.
-        labelled_files: rasters that are left out, too.
+        labelled_files: rasters from which labelled chips were cut. They and copies of them are left
+            out, too.
         view_angle: off-nadir angle, for images whose names lack it.
 
     Raises:
@@ -88,6 +95,21 @@ def find_unlabelled(
     sizes = [chip.gsd_m for chip in labelled if chip.gsd_m is not None]
     gsd = sum(sizes) / len(sizes) if sizes else None
     known = {file.sha256 for chip in labelled for file in chip.sources.values()}
+    left_out = {path.resolve() for path in labelled_files}
+    labelled_paths: set[Path] = set()
+    # Only files of equal size are compared: scenes have gigabytes.
+    of_size: dict[int, list[Path]] = defaultdict(list)
+    for file in left_out:
+        with contextlib.suppress(OSError):
+            of_size[file.stat().st_size].append(file)
+    checksum = cache(lambda file: record_file(file).sha256)
+
+    def is_labelled(chip: CachedChip, path: Path) -> bool:
+        return path.resolve() in left_out or any(
+            record.sha256 in known or record.sha256 in map(checksum, of_size[record.bytes])
+            for record in chip.sources.values()
+        )
+
     chips: dict[str, CachedChip] = {}
     tests: set[str] = set()
     faults: dict[str, str] = {}
@@ -96,9 +118,9 @@ def find_unlabelled(
         if not found and not unusable:
             found, paths, unusable = _of_rasters(place, task, channels, directory, gsd)
         faults |= unusable
-        left_out = {path.resolve() for path in labelled_files}
         for chip, path in zip(found, paths, strict=True):
-            if path.resolve() in left_out or any(f.sha256 in known for f in chip.sources.values()):
+            if is_labelled(chip, path):
+                labelled_paths.add(path)
                 continue
             name = chip.image_id
             while name in chips:
@@ -109,7 +131,7 @@ def find_unlabelled(
     if not chips:
         reason = next(iter(faults.values()), "all images there are among the labelled ones.")
         raise SatmapError(f"--unlabelled holds no image that can be used: {reason}")
-    return Unlabelled(tuple(chips.values()), frozenset(tests), faults)
+    return Unlabelled(tuple(chips.values()), frozenset(tests), len(labelled_paths), faults)
 
 
 def _is_test(place: Path, path: Path) -> bool:
@@ -190,16 +212,16 @@ def _cut(
     stem = Path(source.name).stem
 
     @cache
-    def stretched() -> Mosaic:
+    def mosaic() -> Mosaic:
         faults: dict[str, str] = {}
-        found = layers[0].sample_stretch(stretch.low, stretch.high, faults)
+        ready = stretched(layers, stretch.low, stretch.high, faults)
         if faults:
             raise SatmapError(f"{source.name}: {next(iter(faults.values()))}")
-        return make_mosaics([replace(layers[0], stretch=found)], gsd)[0]
+        return make_mosaics(ready, gsd)[0]
 
     def build(box: Box) -> "Content":
         faults: dict[str, str] = {}
-        image = stretched().read(box, faults)
+        image = mosaic().read(box, faults)
         if faults:
             raise SatmapError(f"{source.name}: {next(iter(faults.values()))}")
         seen = float(image.any(axis=2).mean())

@@ -279,7 +279,8 @@ def _recompute(
         *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
         *([] if sources.processes is None else ["--processes", str(sources.processes)]),
         *([] if sources.workers is None else ["--workers", str(sources.workers)]),
-        *(["--out-of-fold"] if manifest.out_of_fold else []),
+        # Tiles are cut again, because those in the user's cache may have been altered.
+        *(["--out-of-fold", "--cache", str(scratch / "cache")] if manifest.out_of_fold else []),
         *(["--nadir", manifest.view_angle] if manifest.view_angle else []),
     ]  # fmt: skip
     environment = dict(os.environ)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,10 +95,11 @@ def _with_surroundings(
     that no image touches have none.
     """
     own = Box(0, 0, info.width, info.height)
+    kind = attrgetter("product", "bands", "dtype", "is_stretched")
     others = [
         (other, Box(column, row, other.width, other.height))
         for other, column, row in around
-        if (other.product, other.bands, other.dtype) == (info.product, info.bands, info.dtype)
+        if kind(other) == kind(info)
     ]
     whole = with_margin(own, [box for _, box in others], (margin, margin))
     pixels = np.zeros((whole.height, whole.width, image.shape[2]), np.uint8)

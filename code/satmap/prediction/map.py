@@ -8,25 +8,17 @@ of buildings, per map. All rasters with a georeference form one map, every other
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from satmap.data.chip import Chip
 from satmap.data.imagery import RGB, ImageInfo
-from satmap.data.mosaic import (
-    Layer,
-    Mosaic,
-    Priority,
-    Stretch,
-    find_layers,
-    make_mosaics,
-    stretched,
-)
+from satmap.data.mosaic import Mosaic, Priority, make_mosaics
 from satmap.data.neighbours import Neighbour
-from satmap.data.sources import Source, find_sources
+from satmap.data.sources import find_sources
 from satmap.errors import SatmapError
 from satmap.exports import GIS_SUFFIXES, OSM_SUFFIXES
 from satmap.io.checksums import FileRecord, in_threads, record_file
@@ -35,6 +27,15 @@ from satmap.io.text import printable, public_address
 from satmap.networks.ensemble import EnsembleMember
 from satmap.networks.windows import window_count
 from satmap.prediction.journal import Journal
+from satmap.prediction.map_rasters import (
+    brightness_warnings,
+    describe,
+    layers_of_networks,
+    left_out_warnings,
+    named_mosaics,
+    of_common_bands,
+    stretched_layers,
+)
 from satmap.prediction.outputs import PredictionReport, found_nothing
 from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
 from satmap.prediction.run import run
@@ -53,7 +54,7 @@ from satmap.runtime.device import pick_device
 from satmap.submissions.output_checks import require_any_format, require_outputs
 from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import WeightFile, trained_bands, trained_gsd
+from satmap.weights.members import trained_gsd
 
 # An address within a message.
 _ADDRESS = re.compile(r"\w+://\S+")
@@ -61,14 +62,9 @@ _ADDRESS = re.compile(r"\w+://\S+")
 _BLOCK_PX = 2048
 # Pixels around a block that the networks see, at most.
 _CONTEXT_PX = 128
-# Warn if the mean of a band differs from the training's by this many of its standard deviations. Of
-# 137 images of eight real data sets, with the usual stretch, one reaches this: it is half white.
-_FAR_BRIGHTNESS = 1.5
 # Formats for maps with a georeference only, and formats that can also hold coordinates in pixels.
 _PLACED_SUFFIXES = (".geojson", *GIS_SUFFIXES, *OSM_SUFFIXES)
 _PIXEL_SUFFIXES = (".csv", ".graphml")
-# Warn if sources were enlarged by more than this factor.
-_FAR_SIZE = 2.0
 
 
 @dataclass(frozen=True)
@@ -198,16 +194,18 @@ def _plan(request: MapRequest) -> MapPlan:
     task.join_blocks("", (1, 1), (), None)
     found = find_sources(request.sources, crs=request.source_crs, zoom=request.zoom)
     channels = {file.in_channels for file in files}
-    layers, faults = _find_layers(found.sources, channels, request.bands)
+    layers, faults = layers_of_networks(found.sources, channels, request.bands)
     faults = found.faults | faults
     kept = KeptStretches(request.output)
-    layers = _stretched(track(layers, "sampling", len(layers)), request, task, faults, kept)
+    percentiles = recipe.stretch.low, recipe.stretch.high
+    sampled = track(layers, "sampling", len(layers))
+    layers = stretched_layers(sampled, request.stretch, percentiles, faults, kept)
     if not layers:
         raise SatmapError("\n".join(f"{printable(name)}: {faults[name]}" for name in faults))
     gsd = request.gsd or trained_gsd(files)
-    mosaics = _named(map(_of_common_bands, make_mosaics(layers, gsd, request.priority)))
-    warnings = _describe(mosaics, trained_gsd(files)) + _brightness_warnings(layers, files)
-    warnings += _left_out_warnings(mosaics, files)
+    mosaics = named_mosaics(map(of_common_bands, make_mosaics(layers, gsd, request.priority)))
+    warnings = describe(mosaics, trained_gsd(files)) + brightness_warnings(layers, files)
+    warnings += left_out_warnings(mosaics, files)
     context = min(recipe.inference.overlap, _CONTEXT_PX)
     side = request.block_px or block_side(recipe.inference)
     names: list[tuple[str, Box, Box]] = []
@@ -264,147 +262,6 @@ def block_side(inference: Inference) -> int:
     """Return the side of blocks that whole windows of the networks cover, pixels."""
     step = inference.window - 2 * inference.overlap
     return max(round(_BLOCK_PX / step), 1) * step
-
-
-def _find_layers(
-    sources: Sequence[Source], channels: Collection[int], bands: Sequence[int] | None
-) -> tuple[list[Layer], dict[str, str]]:
-    """Sort rasters into layers, each with as many channels as its bands allow.
-
-    Args:
-        sources: in the user's order.
-        channels: numbers of channels of the networks.
-        bands: as for :func:`find_layers`, which also describes the result.
-    """
-    layers: list[Layer] = []
-    faults: dict[str, str] = {}
-    left = list(sources)
-    for number in sorted(channels, reverse=True):
-        found, faults = find_layers(left, number, bands)
-        layers += found
-        left = [source for source in left if source.name in faults]
-    place = {source.name: index for index, source in enumerate(sources)}
-    return sorted(layers, key=lambda layer: place[layer.sources[0].name]), faults
-
-
-def _of_common_bands(mosaic: Mosaic) -> Mosaic:
-    """Return a mosaic in which all layers have as many bands as that with the fewest."""
-    count = min(len(layer.bands) for layer in mosaic.layers)
-    layers = []
-    for layer in mosaic.layers:
-        assert layer.stretch is not None
-        stretch = Stretch(layer.stretch.low[:count], layer.stretch.high[:count])
-        layers.append(replace(layer, bands=layer.bands[:count], stretch=stretch))
-    return replace(mosaic, layers=tuple(layers))
-
-
-def _left_out_warnings(mosaics: Mapping[str, Mosaic], files: Sequence[WeightFile]) -> list[str]:
-    """Warn about networks that need more bands than the maps have."""
-    most = max(file.in_channels for file in files)
-    few = [name for name, mosaic in mosaics.items() if len(mosaic.layers[0].bands) < most]
-    if not few:
-        return []
-    count = min(len(mosaics[name].layers[0].bands) for name in few)
-    left_out = sum(file.in_channels > count for file in files)
-    where = f"{few[0]}" + (f" and {len(few) - 1} other maps" if len(few) > 1 else "")
-    return [
-        f"{left_out} of {len(files)} networks need {most} bands and were left out for {where}, "
-        f"with {count} bands in some or all images"
-    ]
-
-
-def _stretched(
-    layers: Iterable[Layer],
-    request: MapRequest,
-    task: Task,
-    faults: dict[str, str],
-    kept: KeptStretches,
-) -> list[Layer]:
-    """Return the layers with their stretch; ``faults`` gets rasters that cannot be read."""
-    if request.stretch is not None:
-        low, high = request.stretch
-        return [
-            replace(layer, stretch=Stretch((low,) * len(layer.bands), (high,) * len(layer.bands)))
-            for layer in layers
-        ]
-    percentiles = task.recipe.stretch.low, task.recipe.stretch.high
-
-    def sampled(layer: Layer) -> Layer | None:
-        return next(iter(stretched([layer], *percentiles, faults)), None)
-
-    return kept.apply(layers, percentiles, sampled, faults)
-
-
-def _named(mosaics: Iterable[Mosaic]) -> dict[str, Mosaic]:
-    """Give every map an id: ``map`` for that of all placed rasters, else the file's name.
-
-    Characters that a CSV or a terminal cannot hold become ``_``.
-    """
-    named: dict[str, Mosaic] = {}
-    for mosaic in mosaics:
-        path = Path(public_address(mosaic.layers[0].sources[0].name))
-        placed = mosaic.georeference is not None
-        name = "map" if placed else _plain(path.stem)
-        while name in named:
-            path = path.parent
-            name = f"{_plain(path.name) or 'image'}-{name}"
-        named[name] = mosaic
-    return named
-
-
-def _plain(name: str) -> str:
-    shown = "".join(char if char.isprintable() and char not in ',"' else "_" for char in name)
-    return re.sub("^#", "_", shown.strip())
-
-
-def _describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
-    """Print the maps; return warnings about sources that differ much from the training images."""
-    warnings = []
-    for map_id, mosaic in list(mosaics.items())[:20]:
-        rasters = sum(len(layer.sources) for layer in mosaic.layers)
-        size = f"{mosaic.width} x {mosaic.height} pixels"
-        if mosaic.georeference is None:
-            print(f"{map_id}: {size}, no georeference", flush=True)
-            continue
-        metres = mosaic.georeference.gsd_m
-        print(f"{map_id}: {rasters} rasters, {size} of {metres:.3g} m", flush=True)
-        sizes = [layer.georeference.gsd_m for layer in mosaic.layers if layer.georeference]
-        if not mosaic.is_exact:
-            print(
-                f"{map_id}: resampled from {min(sizes):.3g} m"
-                + (f" to {max(sizes):.3g} m" if max(sizes) > 1.01 * min(sizes) else "")
-                + f" per pixel to {metres:.3g} m",
-                flush=True,
-            )
-        if gsd and max(sizes) > _FAR_SIZE * gsd:
-            warnings.append(
-                f"the networks were trained with {gsd:.2g} m per pixel, and some images have "
-                f"{max(sizes):.2g} m: expect poor results there"
-            )
-    if len(mosaics) > 20:
-        print(f"... and {len(mosaics) - 20} other images without georeference", flush=True)
-    return warnings
-
-
-def _brightness_warnings(layers: Sequence[Layer], files: Sequence[WeightFile]) -> list[str]:
-    """Warn about rasters whose stretched bands are unlike those of the training images."""
-    statistics = trained_bands(files)
-    if statistics is None:
-        return []
-    warnings = []
-    for layer in layers:
-        means = layer.sample_means()
-        far = [
-            f"band {band} has the mean {found:.0f} instead of {mean:.0f}"
-            for band, found, mean, spread in zip(layer.bands, means, *statistics, strict=False)
-            if abs(found - mean) > _FAR_BRIGHTNESS * spread
-        ]
-        if far:
-            warnings.append(
-                f"{layer.name}: its brightness is unlike that of the training images "
-                f"({', '.join(far)}, of 255). Check --bands and --stretch"
-            )
-    return warnings
 
 
 def _tiles(

@@ -13,7 +13,6 @@ from satmap.data.chip_borders import join_chips
 from satmap.data.folds import assign_folds
 from satmap.data.inventory import Inventory
 from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
-from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember
@@ -104,6 +103,7 @@ class Request:
     maps: Path | None = None
     exports: tuple[Path, ...] = ()
     out_of_fold: bool = False
+    cache: Path | None = None
     workers: int = 0
     command: tuple[str, ...] = ()
     started: str = field(default_factory=now)
@@ -204,11 +204,9 @@ def make_plan(request: Request) -> Plan:
             f"--probabilities: networks for {task.noun} have no probability maps. Leave it out."
         )
     _require_maps_to_join(recipe, task)
-    inventory = task.find_images(request.directories, request.view_angle)
-    if request.out_of_fold and recipe.tiles:
-        # The networks were trained with tiles, not with scenes.
-        bands = max(file.in_channels for file in files)
-        inventory = cut_scenes(inventory, task, bands, default_cache())
+    # Training held out tiles, not scenes.
+    cache = (request.cache or default_cache()) if request.out_of_fold else None
+    inventory = task.find_images(request.directories, request.view_angle, cache=cache)
     task.check_outputs(request.output, inventory.chips)
     _require_categories(inventory, task)
     print(inventory.summary(), flush=True)

@@ -48,6 +48,7 @@ def predict(
     maps: Path | None = None,
     exports: Sequence[Path] = (),
     out_of_fold: bool = False,
+    cache: Path | None = None,
     workers: int = 0,
     command: Sequence[str] = (),
     view_angle: ViewAngle | None = None,
@@ -75,6 +76,8 @@ def predict(
         exports: files for the roads or buildings in the formats of ``satmap.exports``.
         out_of_fold: predict each image only by the networks whose training held it out, and leave
             out images that no training held out.
+        cache: directory of prepared chips, where an out-of-fold prediction finds or cuts the tiles
+            of a recipe with ``tiles``; None for the default one.
         workers: processes that write and vectorise probability maps, per process that predicts.
             With at least one, a thread also reads images ahead. 0 does everything in turn in this
             process.
@@ -91,7 +94,7 @@ def predict(
     """
     request = Request(
         tuple(directories), output, weights, str(device), recipe_name, maps, tuple(exports),
-        out_of_fold, workers, tuple(command), view_angle=view_angle, crs=crs,
+        out_of_fold, cache, workers, tuple(command), view_angle=view_angle, crs=crs,
     )  # fmt: skip
     require_outputs(output, exports)
     if maps:

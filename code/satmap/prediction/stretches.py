@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from satmap.data.mosaic import Layer, Stretch, states_of
+from satmap.data.layers import Layer, Stretch
+from satmap.data.sources import states_of
 from satmap.errors import SatmapError
 from satmap.io.files import atomic_path
 from satmap.io.text import public_address

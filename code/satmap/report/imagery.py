@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from affine import Affine
 
+from satmap.data.layers import Layer, find_layers, stretched
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.layouts.spacenet_roads import road_image_id
-from satmap.data.mosaic import Layer, Mosaic, find_layers, stretched
+from satmap.data.mosaic import Mosaic
 from satmap.data.sources import Source, find_sources, read_source
 from satmap.errors import SatmapError
 from satmap.io.gdal import DRIVERS

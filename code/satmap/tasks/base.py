@@ -29,6 +29,7 @@ from satmap.data.imagery import ImageInfo
 from satmap.data.inventory import Inventory
 from satmap.data.label_files import Kind
 from satmap.data.neighbours import ImageFootprint, Neighbour
+from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, Pixels
@@ -134,12 +135,23 @@ class Task(ABC):
     # Images and labels
 
     def find_images(
-        self, directories: Sequence[Path], view_angle: ViewAngle | None = None
+        self,
+        directories: Sequence[Path],
+        view_angle: ViewAngle | None = None,
+        *,
+        cache: Path | None = None,
     ) -> Inventory:
-        """Find the images and their labels; see :meth:`TaskSettings.find_images`."""
+        """Find the images and their labels; see :meth:`TaskSettings.find_images`.
+
+        With a ``cache``, the directory of prepared chips, labelled scenes are replaced by the tiles
+        that the networks learn from if the recipe has ``tiles``. Without one, scenes stay whole.
+        """
         # Of all rounds, so that training and prediction choose the same images.
-        found: Inventory = self.recipe.task.find_images(directories, self.recipe.bands, view_angle)
-        return found
+        bands = self.recipe.bands
+        found: Inventory = self.recipe.task.find_images(directories, bands, view_angle)
+        if cache is None or self.recipe.tiles is None:
+            return found
+        return cut_scenes(found, self, bands, cache)
 
     def category(self, chip: Chip) -> str | None:
         """Return the network head for an image; None for networks with one head.

@@ -73,12 +73,6 @@ class PendingMaps:
             ]  # fmt: skip
         values = np.concatenate(parts, axis=1)
         del parts
-        if inside is not None:
-            # Networks find things even in black; a map shows none where there is no image.
-            shown = self.image.pixels[inside.pixels]
-            blank = np.bitwise_or.reduce([shown[..., band] for band in range(shown.shape[2])]) == 0
-            if blank.any():
-                values[:, blank] = 0
         values = resize_maps(values, self.image.shape)
         return ProbabilityMaps(self.names, values, self.image.metres_per_pixel)
 

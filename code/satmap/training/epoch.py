@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from satmap.errors import RestartError, SatmapError
-from satmap.recipes.schema import (
+from satmap.recipes.schedules import (
     CosineSchedule,
     CyclicSchedule,
     PlateauSchedule,

@@ -15,7 +15,6 @@ from satmap.data.folds import duplicate_groups, split_chips
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
 from satmap.data.own_labels import labelled_files
-from satmap.data.scenes import cut_scenes
 from satmap.data.sources import find_sources
 from satmap.data.unlabelled import Unlabelled, find_unlabelled
 from satmap.data.view_angles import ViewAngle
@@ -100,7 +99,7 @@ def train(
         lambda: _prepare(directories, rounds, context, options)
     )
     unlabelled = context.ranks.on_first_of_machine(
-        lambda: _find_unlabelled(rounds[-1], preparation.chips, options)
+        lambda: _find_unlabelled(directories, rounds[-1], preparation.chips, options)
     )
     _require_shared_weights(context)
     faults = preparation.faults | unlabelled.faults
@@ -111,38 +110,28 @@ def train(
     rounds = [
         replace(each, context=replace(each.context, info=info, restart=False)) for each in rounds
     ]
-    seconds: list[dict[str, list[float]]] = [{} for _ in rounds]
-    if options.time_limit is not None:
-        left = options.time_limit - (time.monotonic() - started)
-        # All processes plan with the clock of the first.
-        left = max(context.ranks.gather(left)[0], 1.0)
-        seconds = _divide(left, rounds, preparation.chips, folds)
-    before = None
-    for each, init, of_members in zip(rounds, starts, seconds, strict=True):
-        lesson = prepare_lesson(each, before, preparation.chips, unlabelled)
-        _train_round(each, lesson, lesson.starts or init, folds, unlabelled, options, of_members)
-        before = each
-    return faults
-
-
-def _divide(
-    seconds: float,
-    rounds: Sequence[TrainingRound],
-    chips: Sequence[CachedChip],
-    folds: Mapping[str, int],
-) -> list[dict[str, list[float]]]:
-    """Divide a time limit between the rounds, members and stages, in proportion to their work."""
     counts = [
-        {member.name: len(_split(member, chips, folds)[0]) for member in each.members}
+        {member.name: len(_split(member, preparation.chips, folds)[0]) for member in each.members}
         for each in rounds
     ]
     work = [
         round_work(each.recipe, each.members, of) for each, of in zip(rounds, counts, strict=True)
     ]
-    return [
-        allocate_time(each.members, each.context.ranks.world, seconds * part / sum(work), of)
-        for each, part, of in zip(rounds, work, counts, strict=True)
-    ]
+    left = options.time_limit
+    before, last = None, started
+    for number, (each, init) in enumerate(zip(rounds, starts, strict=True)):
+        lesson = prepare_lesson(each, before, preparation.chips, unlabelled)
+        seconds: Mapping[str, Sequence[float]] = {}
+        if left is not None:
+            # Preparation and pseudo-labels shorten the training after them. All processes plan with
+            # the clock of the first.
+            left = context.ranks.gather(max(left - (time.monotonic() - last), 1.0))[0]
+            mine = left * work[number] / sum(work[number:])
+            seconds = allocate_time(each.members, context.ranks.world, mine, counts[number])
+            left -= mine
+        _train_round(each, lesson, lesson.starts or init, folds, unlabelled, options, seconds)
+        before, last = each, time.monotonic()
+    return faults
 
 
 def _train_round(
@@ -206,7 +195,10 @@ def _init_of(this: TrainingRound, options: TrainingOptions) -> dict[str, WeightF
 
 
 def _find_unlabelled(
-    this: TrainingRound, chips: Sequence[CachedChip], options: TrainingOptions
+    directories: Sequence[Path],
+    this: TrainingRound,
+    chips: Sequence[CachedChip],
+    options: TrainingOptions,
 ) -> Unlabelled:
     """Find the unlabelled images of all rounds; ``this`` is the last."""
     if not options.unlabelled:
@@ -217,6 +209,10 @@ def _find_unlabelled(
     if own is not None:
         images = find_sources(own.sources, crs=own.source_crs, zoom=own.zoom).sources
         files = labelled_files(images, own.labels)
+    elif task.recipe.tiles is not None:
+        scenes = {chip.scene for chip in chips}
+        whole = task.find_images(directories, options.view_angle)
+        files = [chip.image.path for chip in whole.chips if chip.image_id in scenes]
     found = find_unlabelled(
         options.unlabelled,
         task,
@@ -260,9 +256,7 @@ def _prepare(
     if options.own is not None:
         inventory = find_own_chips(options.own, task, bands, options.cache)
     else:
-        inventory = task.find_images(directories, options.view_angle)
-        if recipe.tiles:
-            inventory = cut_scenes(inventory, task, bands, options.cache)
+        inventory = task.find_images(directories, options.view_angle, cache=options.cache)
     groups: Sequence[Sequence[str]] = inventory.duplicates
     if options.audit:
         groups = duplicate_groups(options.audit, inventory.chips)

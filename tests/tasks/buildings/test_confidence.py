@@ -4,13 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from satmap.data.chip import Chip
+from satmap.data.chip_label import CHIP_LABEL_SUFFIX, ChipLabel
+from satmap.data.imagery import RGB, ImageInfo
 from satmap.errors import SatmapError
+from satmap.rasters.map_files import write_maps
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
+from satmap.tasks.base import default_task
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
     CandidateSample,
@@ -19,7 +25,9 @@ from satmap.tasks.buildings.confidence import (
     read_confidence,
     sample,
 )
+from satmap.tasks.buildings.confidence_fit import _sample
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
+from satmap.tasks.buildings.task import BuildingTask
 from satmap.tasks.buildings.vectorizer.candidates import (
     FEATURES,
     SAME_IOU,
@@ -38,6 +46,28 @@ CHOSEN = BuildingSettings(least_px=10, seed_px=3)
 def made(seed: int, size: int = 160) -> tuple[ProbabilityMaps, NDArray[np.int32]]:
     blocks = made_blocks(seed, size, 17 * seed, (10, 30))
     return maps_of_labels(blocks.labels, 1.5, 0.2, seed), blocks.labels
+
+
+def test_ignored_pixels_of_own_chips_have_no_candidates(tmp_path: Path) -> None:
+    body = np.zeros((1, 64, 64), np.uint8)
+    body[0, 10:30, 5:25] = body[0, 10:30, 40:60] = 220
+    write_maps(tmp_path / "a.tif", ProbabilityMaps((BUILDING,), body, (1, 1)), None)
+    label = tmp_path / f"a{CHIP_LABEL_SUFFIX}"
+    info = ImageInfo(tmp_path / "a.jpg", RGB, 64, 64, 3, "uint8", None, is_stretched=True)
+    chip = Chip("a", "a", "", {RGB: info}, label)
+    task = default_task("buildings")
+    assert isinstance(task, BuildingTask)
+    houses = np.array([shapely.box(5, 10, 25, 30)], np.object_)
+    ious = {}
+    for name, ignored in (("none", slice(0, 0)), ("right", slice(32, 64))):
+        where = np.zeros((64, 64), bool)
+        where[:, ignored] = True
+        ChipLabel(houses, where, None, None).write(label)
+        ious[name] = _sample(chip, tmp_path / "a.tif", 0, task).ious
+    # The building on the right has no label: it is wrong, or not known.
+    assert ious["right"].min() > 0.9
+    assert len(ious["none"]) == 2 * len(ious["right"])
+    assert (ious["none"] == 0).sum() == len(ious["right"])
 
 
 def test_features_of_a_building() -> None:

@@ -19,13 +19,8 @@ from satmap.data.layouts.building_challenges import find_building_images
 from satmap.data.view_angles import CATEGORIES
 from satmap.errors import SatmapError
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.recipes.schema import (
-    PlateauSchedule,
-    Recipe,
-    StretchSettings,
-    load_recipe,
-    parse_recipe,
-)
+from satmap.recipes.schedules import PlateauSchedule
+from satmap.recipes.schema import Recipe, StretchSettings, load_recipe, parse_recipe
 from satmap.recipes.task_settings import HeadLoss
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.tasks.buildings.losses import building_loss

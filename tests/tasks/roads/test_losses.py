@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from satmap.recipes.schema import CosineSchedule, StepSchedule
+from satmap.recipes.schedules import CosineSchedule, StepSchedule
 from satmap.recipes.task_settings import HeadLoss
 from satmap.tasks.dense import IGNORED_BIT, dice_loss, head_loss, recall_loss
 from satmap.tasks.roads.losses import road_loss, split_heads

@@ -6,6 +6,7 @@ predictions. It is written to the weights directory of these networks and is val
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ import yaml
 
 from satmap.data.cache import default_cache
 from satmap.data.chip import Chip, record_images
+from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.data.folds import assign_folds
-from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
 from satmap.io.checksums import in_threads, record_file
@@ -53,12 +54,14 @@ def fit_to_prediction(
     weights: Path,
     directories: Sequence[Path] = (),
     command: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> tuple[Path, str, dict[str, str]]:
     """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
 
     ``submission`` and the directory ``maps`` come from one run of ``satmap predict --out-of-fold``
     with the networks in ``weights``. The ``directories`` of images and labels are by default those
-    in its manifest. ``command`` are satmap's arguments, for the model's manifest.
+    in its manifest. ``command`` are satmap's arguments, for the model's manifest. ``cache`` is the
+    directory of prepared chips for a recipe with ``tiles``; None for the default one.
 
     Returns:
         File of the model; a summary of one line; image id to reason, for images left out.
@@ -82,10 +85,7 @@ def fit_to_prediction(
     view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
-    inventory = task.find_images(places, view_angle)
-    if recipe.tiles:
-        # The prediction was one of tiles.
-        inventory = cut_scenes(inventory, task, recipe.bands, default_cache())
+    inventory = task.find_images(places, view_angle, cache=cache or default_cache())
     chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
     parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
     samples: dict[str, CandidateSample] = {}
@@ -148,7 +148,10 @@ def _require_networks(manifest: SubmissionManifest, weights: Path) -> None:
 
 
 def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> CandidateSample:
-    """Measure the candidates of an image against its true buildings."""
+    """Measure the candidates of an image against its true buildings.
+
+    Where the label does not say what is there, there are no candidates: they would count as wrong.
+    """
     labels = read_building_labels(chip)
     # The pixel size is not used here; any value will do.
     with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
@@ -156,6 +159,9 @@ def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> Candidat
     shape = chip.image.height, chip.image.width
     if found.shape != shape:
         raise SatmapError(f"{raster} has {found.shape} pixels, but its image has {shape}.")
+    if is_chip_label(chip.label):
+        assert chip.label is not None
+        found = replace(found, values=found.values * ~ChipLabel.read(chip.label).ignored)
     truth = draw_instances(labels.outlines, shape)
     return sample(found, truth, part, task.result_decoder(chip).settings)
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip
-from satmap.data.label_files import Kind
-from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.data.view_angles import require_category
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import group_of, match_buildings, precision_recall_f1
@@ -32,13 +30,13 @@ from satmap.submissions.coco_json import Detection, detections_of, write_coco_re
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
+from satmap.tasks.buildings.footprint_task import FootprintTask
 from satmap.tasks.buildings.join_blocks import join_blocks
-from satmap.tasks.buildings.labels import encode_buildings, trace_parts
+from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.result_decoder import BuildingDecoder
 from satmap.tasks.buildings.settings import (
     BUILDING,
-    BUILDING_FILE_MAPS,
     COCO_SUFFIX,
     BuildingLosses,
     BuildingTaskSettings,
@@ -46,7 +44,6 @@ from satmap.tasks.buildings.settings import (
 from satmap.tasks.buildings.targets import BODY_BIT, rasterize_buildings
 from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
-from satmap.tasks.dense import IGNORED_BIT, DenseTask
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Building, Buildings, ImageBuildings
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
@@ -61,16 +58,12 @@ class BuildingScore:
     rows: list[BuildingRow]
 
 
-class BuildingTask(DenseTask):
+class BuildingTask(FootprintTask):
     """Building footprints: turns maps of footprints, borders and contacts into polygons."""
 
     recipe: Recipe[BuildingTaskSettings, BuildingLosses]
     noun: ClassVar[str] = "buildings"
-    label_noun: ClassVar[str] = "building"
     scores: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "dice", "iou")
-    file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
-    label_kind: ClassVar[Kind | None] = "polygons"
-    ignored_bit: ClassVar[int] = IGNORED_BIT
     target_bytes: ClassVar[int] = 2
 
     def __init__(self, recipe: Recipe[BuildingTaskSettings, BuildingLosses]) -> None:
@@ -83,10 +76,6 @@ class BuildingTask(DenseTask):
         return self.recipe.task.categories
 
     # Images and labels
-
-    def image_id_of(self, stem: str) -> str | None:
-        """Return the image id in the name of a raster."""
-        return building_image_id(stem)
 
     def category(self, chip: Chip) -> str | None:
         """Return the view-angle category of an image; None for recipes with a single head."""
@@ -105,23 +94,12 @@ class BuildingTask(DenseTask):
         draw = partial(rasterize_buildings, settings=self.recipe.task.targets)
         return encode_buildings(chip, image, draw)
 
-    def trace_mask(
-        self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
-    ) -> list[shapely.Geometry]:
-        """Return the outlines of a mask's connected parts, in pixels."""
-        return trace_parts(mask)
-
     def load_payload(self, payload: Any) -> NDArray[np.object_]:
         """Return the labelled buildings, clipped to the image, in pixels of the file."""
         outlines: NDArray[np.object_] = shapely.from_wkb(np.array(payload, np.object_))
         return outlines
 
     # Training
-
-    @property
-    def loss_parts(self) -> tuple[str, ...]:
-        """Names of the loss parts: one per probability map."""
-        return self.recipe.map_names
 
     def loss(
         self, outputs: Tensor, batch: Batch, losses: BuildingLosses, total: Total

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from torch import Tensor
 
 from satmap.data.cache import EncodedLabel
 from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip
-from satmap.data.label_files import Kind
-from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.evaluation.metrics.figures import Counts
 from satmap.evaluation.metrics.jaccard import dice_and_iou
 from satmap.exports.buildings import export_buildings
@@ -32,8 +29,9 @@ from satmap.report.panels import Ground, View
 from satmap.report.pictures import mask_picture
 from satmap.submissions.mask_rasters import write_masks
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.buildings.labels import encode_buildings, trace_parts
-from satmap.tasks.buildings.settings import BORDER, BUILDING_FILE_MAPS, CONTACT
+from satmap.tasks.buildings.footprint_task import FootprintTask
+from satmap.tasks.buildings.labels import encode_buildings
+from satmap.tasks.buildings.settings import BORDER, CONTACT
 from satmap.tasks.buildings.targets import (
     BODY_BIT,
     BORDER_BIT,
@@ -42,7 +40,6 @@ from satmap.tasks.buildings.targets import (
     inner_border,
     two_nearest,
 )
-from satmap.tasks.dense import IGNORED_BIT, DenseTask
 from satmap.tasks.raster.losses import raster_loss
 from satmap.tasks.raster.masks import ImageMask, Mask, join_masks, outlines_of
 from satmap.tasks.raster.result_decoder import MaskDecoder
@@ -59,22 +56,14 @@ class MaskScore:
     mask: Mask
 
 
-class RasterTask(DenseTask):
+class RasterTask(FootprintTask):
     """Building masks: a footprint map with a threshold."""
 
     recipe: Recipe[RasterTaskSettings, RasterLosses]
     noun: ClassVar[str] = "building pixels"
-    label_noun: ClassVar[str] = "building"
     scores: ClassVar[tuple[str, ...]] = ("jaccard", "dice")
-    file_maps: ClassVar[Mapping[int, tuple[str, ...]]] = BUILDING_FILE_MAPS
-    label_kind: ClassVar[Kind | None] = "polygons"
-    ignored_bit: ClassVar[int] = IGNORED_BIT
 
     # Images and labels
-
-    def image_id_of(self, stem: str) -> str | None:
-        """Return the image id in the name of a raster."""
-        return building_image_id(stem)
 
     @property
     def label_fingerprint(self) -> str:
@@ -97,18 +86,7 @@ class RasterTask(DenseTask):
             target |= (~body & (far <= settings.contact_px)) * np.uint8(CONTACT_BIT)
         return target
 
-    def trace_mask(
-        self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
-    ) -> list[shapely.Geometry]:
-        """Return the outlines of a mask's connected parts, in pixels."""
-        return trace_parts(mask)
-
     # Training
-
-    @property
-    def loss_parts(self) -> tuple[str, ...]:
-        """Names of the loss parts: one per probability map."""
-        return self.recipe.map_names
 
     def loss(
         self, outputs: Tensor, batch: Batch, losses: RasterLosses, total: Total
