@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import satmap
-from satmap.cli import data, prediction, results, training, weights
+from satmap.cli import data, labels, prediction, results, training, weights
 from satmap.cli.commands import Command, Commands, Parser
 from satmap.errors import PeerError, RestartError, SatmapError
 from satmap.io.text import printable
@@ -154,6 +154,7 @@ def _parser() -> Parser:
         prediction.add_vectorize,
         training.add_tune,
         training.add_confidence,
+        labels.add_labels_actions,
         weights.add_weights_actions,
         weights.add_export,
         results.add_score,

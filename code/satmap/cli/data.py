@@ -5,7 +5,13 @@ import json
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults
-from satmap.cli.options import add_cache, add_directories, add_sources, own_data
+from satmap.cli.options import (
+    add_cache,
+    add_directories,
+    add_judgement,
+    add_sources,
+    own_data,
+)
 from satmap.errors import SatmapError
 from satmap.recipes.registry import task_names
 
@@ -26,6 +32,7 @@ def add_inventory(commands: Commands) -> None:
         "small-TASK)",
     )
     add_cache(inventory, "with --labels or a recipe with tiles")
+    add_judgement(inventory)
 
 
 def _inventory(options: argparse.Namespace) -> int:
@@ -42,6 +49,7 @@ def _inventory(options: argparse.Namespace) -> int:
       satmap inventory images/ --labels masks/ --task buildings
       satmap inventory train_tier_1/ --recipe my-tiles.yaml
     """
+    from satmap.data.judgement import judged_inventory
     from satmap.recipes.schema import default_recipe, load_recipe
 
     own = own_data(options)
@@ -49,20 +57,18 @@ def _inventory(options: argparse.Namespace) -> int:
     directories = [Path(source) for source in options.sources]
     if own is None and (recipe is None or recipe.tiles is None):
         found = (recipe or default_recipe(options.task)).task.find_images(directories)
+        if options.judgement:
+            found = judged_inventory(found, options.judgement)
         print(found.summary())
         return 0
     from satmap.data.cache import default_cache
     from satmap.data.folds import describe_folds, split_chips
-    from satmap.data.own_chips import find_own_chips
+    from satmap.data.labelled import find_labelled
     from satmap.tasks.base import task_of
 
     task = task_of(recipe or load_recipe(f"small-{options.task}"))
     recipe, cache = task.recipe, options.cache or default_cache()
-    inventory = (
-        task.find_images(directories, cache=cache)
-        if own is None
-        else find_own_chips(own, task, recipe.bands, cache)
-    )
+    inventory = find_labelled(directories, own, task, cache, options.judgement)
     print(inventory.summary())
     if recipe.folds_by:
         chips = [chip for chip in inventory.chips if chip.label is not None]

@@ -110,6 +110,16 @@ def add_sources(sub: Parser) -> None:
     )
 
 
+def add_judgement(sub: Parser) -> None:
+    """Add the option for judged labels."""
+    sub.value(
+        "--judgement JUDGED",
+        Path,
+        "directory that `labels judge` has written: uses the moved labels, ignores what it says "
+        "and leaves out dropped tiles",
+    )
+
+
 def add_reading(sub: Parser, gsd: str) -> None:
     """Add the options for how rasters are read; ``gsd`` is the help of the pixel size."""
     sub.value(
@@ -253,6 +263,28 @@ def value_range(text: str) -> tuple[float, float]:
     if not -math.inf < low < high < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 0,3000")
     return low, high
+
+
+def share(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Argument type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
 
 
 def positive(text: str) -> int:

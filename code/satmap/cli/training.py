@@ -7,6 +7,7 @@ from satmap.cli.commands import Commands, report_faults, report_warnings
 from satmap.cli.options import (
     add_cache,
     add_images,
+    add_judgement,
     add_maps,
     add_networks,
     add_recipe,
@@ -83,6 +84,7 @@ def add_train(commands: Commands) -> None:
     train.value(
         "--audit AUDIT.json", Path, "output of `audit --json`; keeps near-duplicates in one fold"
     )
+    add_judgement(train)
     train.flag("--compile", "compile networks by torch.compile")
     train.flag(
         "--deterministic", "make the weights reproducible on the same machine; slower on a GPU"
@@ -113,6 +115,7 @@ def _train(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import require_existing, require_folds, require_tensorboard
     from satmap.data.folds import read_groups
+    from satmap.data.judgement import read_judgement
     from satmap.recipes.schema import load_recipe
     from satmap.weights.members import require_starts
 
@@ -126,6 +129,8 @@ def _train(options: argparse.Namespace) -> int:
         )
     require_folds(recipe, options.fold or ())
     own = own_data(options)
+    if options.judgement:
+        read_judgement(options.judgement)
     for place in filter(None, (options.weights, options.cache)):
         require_writable(place / "weights.safetensors")
     recipe.require_unlabelled(bool(options.unlabelled))
@@ -165,6 +170,7 @@ def _train(options: argparse.Namespace) -> int:
         audit=options.audit,
         init=options.init,
         own=own,
+        judgement=options.judgement,
     )
     device = pick_device(options.device)
     workers = options.workers

@@ -165,7 +165,7 @@ def _record_label(path: Path, changed_ns: int) -> FileRecord:
 def _fingerprint(chip: Chip, stretch: StretchSettings, task: "Task") -> str:
     """Hash everything that the cached file depends on; source files by path, size and time."""
     parts = [_FORMAT, stretch.model_dump_json(), task.label_fingerprint, str(task.input_px)]
-    for path in (chip.image.path, chip.label):
+    for path in (chip.image.path, chip.label, *([chip.ignored] if chip.ignored else [])):
         if path is not None:
             try:
                 stat = path.stat()

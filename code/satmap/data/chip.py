@@ -25,6 +25,7 @@ class Chip:
         view_angle: off-nadir angle; None if unknown.
         number: integer id in COCO annotations and COCO results; None for other data sets.
         scene: the scene that the image was cut from, or that it is; "" if that is not known.
+        ignored: vector file with polygons that training ignores; None for none.
     """
 
     image_id: str
@@ -36,6 +37,7 @@ class Chip:
     view_angle: ViewAngle | None = None
     number: int | None = None
     scene: str = ""
+    ignored: Path | None = None
 
     @property
     def image(self) -> ImageInfo:

@@ -104,7 +104,7 @@ def _digest(
     try:
         for image in images:
             parts += [] if image.is_remote else states_of(image)
-        for path in (*labels, *([data.area] if data.area else [])):
+        for path in (*labels, *filter(None, (data.area, data.ignored))):
             parts += state_of(path)
     except OSError as error:
         raise SatmapError(f"{error.filename}: cannot be read ({error.strerror}).") from error

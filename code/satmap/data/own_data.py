@@ -18,6 +18,7 @@ class OwnData:
         gsd: metres per pixel of the chips; None for that of the images.
         metres_per_pixel: pixel size of images without georeference; None for the task's default.
         shift: metres to the east and to the north by which vector labels are moved.
+        ignored: vector file with polygons that training ignores; None for none.
     """
 
     sources: tuple[str, ...]
@@ -29,3 +30,4 @@ class OwnData:
     gsd: float | None = None
     metres_per_pixel: float | None = None
     shift: tuple[float, float] = (0.0, 0.0)
+    ignored: Path | None = None

@@ -76,15 +76,22 @@ class OwnShapes:
         self, georeference: Georeference, width: int, height: int
     ) -> tuple[Shapes, NDArray[np.int64]]:
         """Return the shapes near an image, in its pixels, and their indices."""
-        border = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
-        corners = project(georeference.to_map(border), georeference.crs, LON_LAT)
-        (left, bottom), (right, top) = corners.min(axis=0), corners.max(axis=0)
-        margin = 0.05 * max(right - left, top - bottom) + 1e-4
-        bounds = shapely.bounds(self.shapes)
-        near = (bounds[:, 2] > left - margin) & (bounds[:, 0] < right + margin)
-        near &= (bounds[:, 3] > bottom - margin) & (bounds[:, 1] < top + margin)
-        index = np.flatnonzero(near)
-        return _in_pixels(self.shapes[index], georeference), index
+        return shapes_near(self.shapes, georeference, width, height)
+
+
+def shapes_near(
+    shapes: Shapes, georeference: Georeference, width: int, height: int
+) -> tuple[Shapes, NDArray[np.int64]]:
+    """Return the shapes, in longitude and latitude, near an image: in its pixels, and indices."""
+    border = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
+    corners = project(georeference.to_map(border), georeference.crs, LON_LAT)
+    (left, bottom), (right, top) = corners.min(axis=0), corners.max(axis=0)
+    margin = 0.05 * max(right - left, top - bottom) + 1e-4
+    bounds = shapely.bounds(shapes)
+    near = (bounds[:, 2] > left - margin) & (bounds[:, 0] < right + margin)
+    near &= (bounds[:, 3] > bottom - margin) & (bounds[:, 1] < top + margin)
+    index = np.flatnonzero(near)
+    return _in_pixels(shapes[index], georeference), index
 
 
 def find_label_files(labels: Path) -> tuple[list[Path], list[Path]]:
@@ -134,7 +141,7 @@ def read_own_shapes(files: Sequence[Path], kind: Kind) -> OwnShapes:
     for number, path in enumerate(files):
         try:
             found = read_label_file(path, kind, may_be_empty=len(files) > 1)
-            placed = _projected(found.shapes, found.crs)
+            placed = in_lon_lat(found.shapes, found.crs)
         except (SatmapError, ValueError) as error:
             if len(files) == 1:
                 raise SatmapError(str(error)) from error
@@ -196,7 +203,7 @@ def read_area(path: Path, georeferences: Sequence[Georeference]) -> list[Shapes]
     """
     try:
         found = read_label_file(path, "polygons")
-        placed = _projected(found.shapes, found.crs)
+        placed = in_lon_lat(found.shapes, found.crs)
     except (SatmapError, ValueError) as error:
         raise SatmapError(f"--area: {error}") from error
     valid = shapely.make_valid(placed)
@@ -279,8 +286,12 @@ def rasterize_polygons(shapes: Shapes, box: Box, reduce: int = 1) -> NDArray[np.
     return drawn > 0
 
 
-def _projected(shapes: Shapes, crs: str) -> Shapes:
-    """Project shapes to longitude and latitude."""
+def in_lon_lat(shapes: Shapes, crs: str) -> Shapes:
+    """Project shapes to longitude and latitude.
+
+    Raises:
+        ValueError: they cannot be projected, or lie outside the Earth.
+    """
     if not len(shapes):
         return shapes
     placed = project(shapely.get_coordinates(shapes), crs, LON_LAT)

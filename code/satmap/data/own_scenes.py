@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from satmap.data.judgement import read_ignored
 from satmap.data.layers import Layer, find_layers, stretched
 from satmap.data.mosaic import Mosaic, make_mosaics
 from satmap.data.own_data import OwnData
@@ -143,6 +144,8 @@ def plan_vectors(
         inside = shapely.intersects(shapes, ground)
         shapes = shapes[inside]
         voids = find_voids(mosaic, shapes, None, unread)
+        if data.ignored:
+            voids = np.concatenate([voids, read_ignored(data.ignored, georeference)])
         labelled.append(replace(scene, shapes=shapes, index=index[inside], voids=voids))
     _require_overlap(labelled, labels, task)
     places = {scene.place for scene in labelled}

@@ -22,6 +22,7 @@ from satmap.data.chip import Chip
 from satmap.data.chip_label import CHIP_LABEL_SUFFIX
 from satmap.data.imagery import RGB, ImageInfo
 from satmap.data.inventory import Inventory
+from satmap.data.judgement import read_ignored
 from satmap.data.label_files import read_label_file
 from satmap.data.label_offsets import offset_notes
 from satmap.data.layers import Layer, find_layers, stretched
@@ -168,6 +169,7 @@ def _digest(chip: Chip, task: "Task", settings: TileSettings, channels: int) -> 
     assert chip.label is not None
     parts: list[Any] = [_FORMAT, settings.model_dump_json(), task.recipe.stretch, channels]
     parts += [*state_of(chip.image.path), *state_of(chip.label)]
+    parts += state_of(chip.ignored) if chip.ignored else []
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
@@ -200,6 +202,10 @@ def _cut(
     grid = make_grid(layer, settings)
     shapes = _read_shapes(chip, task, grid.mosaic)
     black = settings.nodata == "black"
+    voids = np.empty(0, np.object_) if black else find_voids(grid.mosaic, shapes, None, unread)
+    if chip.ignored:
+        assert grid.mosaic.georeference is not None
+        voids = np.concatenate([voids, read_ignored(chip.ignored, grid.mosaic.georeference)])
     scene = OwnScene(
         chip.image_id,
         chip.image_id,
@@ -207,7 +213,7 @@ def _cut(
         grid.mosaic.metres_per_pixel,
         shapes,
         np.arange(len(shapes)),
-        voids=np.empty(0, np.object_) if black else find_voids(grid.mosaic, shapes, None, unread),
+        voids=voids,
         trains_empty=black,
     )
     prefix = f"{chip.image_id}-{settings.zoom}" if settings.zoom else chip.image_id
@@ -240,12 +246,15 @@ def _cut(
         raise SatmapError(f"{chip.image.path}: no tile shows ground: {reason}")
     objects = sum(record["objects"] for record in records)
     empty = seen[1:].sum() / seen[0]
+    without, little = "without data", "little or no data"
+    if chip.ignored:
+        without, little = f"{without} or ignored", f"{little}, or dropped"
     note = (
         f"{chip.aoi} {chip.image_id}: {counted(len(records), 'tile')}, {100 * empty:.0f} % of "
-        f"their pixels without data, {counted(objects, task.label_noun)}, counted once per tile"
+        f"their pixels {without}, {counted(objects, task.label_noun)}, counted once per tile"
     )
     if left_out := len(grid.tiles) - len(records):
-        note += f"; {counted(left_out, 'tile')} left out with little or no data"
+        note += f"; {counted(left_out, 'tile')} left out with {little}"
     return {
         "tiles": records,
         "faults": faults,

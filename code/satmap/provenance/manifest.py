@@ -195,6 +195,7 @@ class WeightsManifest(Manifest):
             the network that it started from, and the networks that made pseudo-labels; for
             averaged and imported ones: all source files.
         skipped: reason by image id, for chips that could not be used.
+        judgement: ``judgement.json`` of the labels; None for the images' own labels.
         runs: the training runs in their order.
     """
 
@@ -210,6 +211,7 @@ class WeightsManifest(Manifest):
     learning: Learning | None = None
     starts_from: tuple[FileRecord, ...]
     skipped: dict[str, str]
+    judgement: FileRecord | None = None
     runs: tuple[TrainingRun | Run, ...]
 
 

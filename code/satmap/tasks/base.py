@@ -27,6 +27,7 @@ from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip, Geometry
 from satmap.data.imagery import ImageInfo
 from satmap.data.inventory import Inventory
+from satmap.data.judgement import judged_inventory
 from satmap.data.label_files import Kind
 from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.scenes import cut_scenes
@@ -140,15 +141,19 @@ class Task(ABC):
         view_angle: ViewAngle | None = None,
         *,
         cache: Path | None = None,
+        judgement: Path | None = None,
     ) -> Inventory:
         """Find the images and their labels; see :meth:`TaskSettings.find_images`.
 
         With a ``cache``, the directory of prepared chips, labelled scenes are replaced by the tiles
         that the networks learn from if the recipe has ``tiles``. Without one, scenes stay whole.
+        With a ``judgement``, the directory of judged labels, these replace the images' own.
         """
         # Of all rounds, so that training and prediction choose the same images.
         bands = self.recipe.bands
         found: Inventory = self.recipe.task.find_images(directories, bands, view_angle)
+        if judgement is not None:
+            found = judged_inventory(found, judgement)
         if cache is None or self.recipe.tiles is None:
             return found
         return cut_scenes(found, self, bands, cache)

@@ -104,6 +104,7 @@ def _write_manifests(
         "learning": job.learning,
         "starts_from": [FileRecord.model_validate(file) for file in progress.starts_from],
         "skipped": dict(job.context.info.skipped),
+        "judgement": job.context.info.judgement,
         "runs": [TrainingRun.model_validate(run) for run in progress.runs],
     }
     for file in files:

@@ -85,6 +85,8 @@ class Job:
         others += [chip.path.name for chip in self.unlabelled]
         if self.start:
             others.append(record_file(self.start.path).sha256)
+        if self.context.info.judgement:
+            others.append(self.context.info.judgement.sha256)
         return json.dumps([self.recipe.training_fingerprint, self.member.name, *chips, *others])
 
     @cached_property

@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+from satmap.io.checksums import FileRecord
 from satmap.provenance.manifest import now
 from satmap.recipes.schema import Member
 from satmap.runtime.ranks import Ranks
@@ -69,12 +70,14 @@ class RunInfo:
         started: start time of this process, UTC.
         time_limit_s: time limit of the training, seconds; None for no limit.
         skipped: image id to the reason, for chips that cannot be used.
+        judgement: ``judgement.json`` of judged labels; None for the images' own labels.
     """
 
     command: tuple[str, ...] = ()
     started: str = field(default_factory=now)
     time_limit_s: float | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    judgement: FileRecord | None = None
 
 
 @dataclass(frozen=True)

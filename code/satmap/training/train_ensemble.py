@@ -12,7 +12,8 @@ import torch
 from satmap.data.cache import Preparation, prepare_chips
 from satmap.data.crops import CachedChip
 from satmap.data.folds import duplicate_groups, split_chips
-from satmap.data.own_chips import find_own_chips
+from satmap.data.judgement import JUDGEMENT
+from satmap.data.labelled import find_labelled
 from satmap.data.own_data import OwnData
 from satmap.data.own_labels import labelled_files
 from satmap.data.sources import find_sources
@@ -60,6 +61,7 @@ class TrainingOptions:
         audit: report of near-duplicates, which must share a fold.
         init: weight file or directory of trained networks that the members start from.
         own: the user's own images and labels, instead of a challenge's directories.
+        judgement: directory of judged labels to use instead of the images' own.
     """
 
     cache: Path
@@ -72,6 +74,7 @@ class TrainingOptions:
     audit: Path | None = None
     init: Path | None = None
     own: OwnData | None = None
+    judgement: Path | None = None
 
 
 def train(
@@ -106,7 +109,12 @@ def train(
     if context.restart:
         # Delete the states only once: each later phase must resume the phase before it.
         context.ranks.on_first(lambda: _forget(rounds))
-    info = replace(context.info, time_limit_s=options.time_limit, skipped=faults)
+    info = replace(
+        context.info,
+        time_limit_s=options.time_limit,
+        skipped=faults,
+        judgement=record_file(options.judgement / JUDGEMENT) if options.judgement else None,
+    )
     rounds = [
         replace(each, context=replace(each.context, info=info, restart=False)) for each in rounds
     ]
@@ -253,10 +261,9 @@ def _prepare(
         require_compiler(context.device)
     remove_temporary_files(options.cache)
     bands = recipe.bands
-    if options.own is not None:
-        inventory = find_own_chips(options.own, task, bands, options.cache)
-    else:
-        inventory = task.find_images(directories, options.view_angle, cache=options.cache)
+    inventory = find_labelled(
+        directories, options.own, task, options.cache, options.judgement, options.view_angle
+    )
     groups: Sequence[Sequence[str]] = inventory.duplicates
     if options.audit:
         groups = duplicate_groups(options.audit, inventory.chips)

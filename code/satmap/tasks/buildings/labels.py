@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from satmap.data.cache import EncodedLabel, require_image_data
 from satmap.data.chip import Chip
 from satmap.data.chip_label import ChipLabel, is_chip_label
+from satmap.data.judgement import read_ignored
 from satmap.data.layouts.mapping_challenge import outline, read_coco_annotations
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
+from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.dense import IGNORED_BIT
 from satmap.vectors.buildings import Polygons
 
@@ -49,14 +51,23 @@ def read_building_labels(chip: Chip) -> BuildingLabels:
     else:
         found = _read_geojson(chip)
     outlines, repaired = _repair(np.array(found, np.object_))
+    if chip.ignored is not None:
+        outlines = shapely.difference(outlines, shapely.union_all(_ignored(chip)))
     image = shapely.box(0, 0, chip.image.width, chip.image.height)
     inside, _ = _repair(shapely.intersection(outlines, image))
-    if len(outlines) and not len(inside):
+    if len(outlines) and not len(inside) and chip.ignored is None:
         raise SatmapError(
             f"{chip.label}: none of its {len(outlines)} buildings lies on {chip.image.path.name}. "
             "Check that label and image belong together and the label's coordinate system."
         )
     return BuildingLabels(inside, repaired)
+
+
+def _ignored(chip: Chip) -> Polygons:
+    """Return the polygons of a chip that training ignores, in pixels."""
+    if chip.ignored is None or chip.image.georeference is None:
+        return np.empty(0, np.object_)
+    return read_ignored(chip.ignored, chip.image.georeference)
 
 
 def trace_parts(mask: NDArray[np.bool_]) -> list[shapely.Geometry]:
@@ -137,6 +148,9 @@ def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> Encode
         ignored = ChipLabel.read(chip.label).ignored.astype(np.uint8)
         resized = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_NEAREST)
         bits[np.asarray(resized) > 0] = IGNORED_BIT
+    hidden = shapely.transform(_ignored(chip), lambda xy: xy * scale)
+    if len(hidden):
+        bits[draw_instances(hidden, (height, width)) > 0] = IGNORED_BIT
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},

@@ -1,0 +1,190 @@
+"""A smooth field of shifts between labels and predictions.
+
+Every tile is compared with its labels at all shifts. The shift of a tile is the one that fits best
+together with the tiles around it in the same scene. Where these are too few or do not agree, it is
+that of the whole scene, else that of the whole area; if neither is certain, labels stay in place.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satmap.data.registration import Offset, ShiftScores, best_shift
+from satmap.vectors.georeference import metres_per_degree
+
+#: What a shift was measured on.
+Evidence = Literal["tile", "scene", "area", "none"]
+Floats = NDArray[np.float64]
+
+# Number of tiles that are measured together, and the most of a scene or an area.
+_TOGETHER, _MOST = 9, 400
+# An error below this does not make a tile count more than others in the smooth field, metres.
+_LEAST_ERROR_M = 0.3
+# Error of tiles without a certain shift, which take over that of the others.
+_NO_WEIGHT_M = 1000.0
+
+
+@dataclass(frozen=True)
+class MeasuredTile:
+    """Evidence of one tile.
+
+    Attributes:
+        scene, area: where it belongs.
+        place: longitude and latitude of its centre.
+        gsd_m: size of a pixel.
+        side_m: length of a side.
+        scores: fit at all shifts; None without labels or predicted buildings.
+    """
+
+    scene: str
+    area: str
+    place: tuple[float, float]
+    gsd_m: float
+    side_m: float
+    scores: ShiftScores | None
+
+
+@dataclass(frozen=True)
+class TileShift:
+    """How far the labels of a tile lie to the right and down, and the uncertainty, in metres."""
+
+    right_m: float
+    down_m: float
+    error_m: float
+    evidence: Evidence
+
+
+_UNKNOWN = TileShift(0.0, 0.0, 0.0, "none")
+
+
+def measure_shifts(tiles: Sequence[MeasuredTile]) -> list[TileShift]:
+    """Return the shift of every tile, smooth within each scene."""
+    scenes: dict[str, list[int]] = defaultdict(list)
+    areas: dict[str, list[int]] = defaultdict(list)
+    for number, tile in enumerate(tiles):
+        scenes[tile.scene].append(number)
+        areas[tile.area].append(number)
+    of_area = {name: _shift_of([tiles[n] for n in members]) for name, members in areas.items()}
+    shifts = [_UNKNOWN] * len(tiles)
+    for members in scenes.values():
+        found = _shifts_of_scene([tiles[number] for number in members], of_area)
+        for number, shift in zip(members, found, strict=True):
+            shifts[number] = shift
+    return shifts
+
+
+def _shifts_of_scene(
+    tiles: Sequence[MeasuredTile], of_area: dict[str, TileShift | None]
+) -> list[TileShift]:
+    fallback = _UNKNOWN
+    if whole := _shift_of(tiles):
+        fallback = replace(whole, evidence="scene")
+    elif around := of_area[tiles[0].area]:
+        fallback = replace(around, evidence="area")
+    measured = [tile for tile in tiles if tile.scores is not None]
+    if len(measured) <= _TOGETHER:
+        return [fallback] * len(tiles)
+    places = in_metres(np.array([tile.place for tile in tiles]))
+    known = places[[tile.scores is not None for tile in tiles]]
+    shifts = []
+    for place in places:
+        near = np.argsort(np.hypot(*(known - place).T), kind="stable")[:_TOGETHER]
+        local = _shift_of([measured[n] for n in near.tolist()])
+        shifts.append(local or fallback)
+    if all(shift is _UNKNOWN for shift in shifts):
+        return shifts
+    values = np.array([(shift.right_m, shift.down_m) for shift in shifts])
+    errors = np.array([_NO_WEIGHT_M if shift is _UNKNOWN else shift.error_m for shift in shifts])
+    smooth = smoothed(places, values, places, tiles[0].side_m, errors)
+    return [
+        TileShift(right, down, shift.error_m, "scene" if shift is _UNKNOWN else shift.evidence)
+        for (right, down), shift in zip(smooth.tolist(), shifts, strict=True)
+    ]
+
+
+def _shift_of(tiles: Sequence[MeasuredTile]) -> TileShift | None:
+    """Return the shift that fits tiles best; None if it is uncertain."""
+    measured = [tile for tile in tiles if tile.scores is not None]
+    # Areas may have scenes of several pixel sizes, whose scores cannot be added.
+    kinds: dict[tuple[int, ...], list[MeasuredTile]] = defaultdict(list)
+    for tile in measured:
+        assert tile.scores is not None
+        kinds[(tile.scores.step, *tile.scores.surface.shape)].append(tile)
+    if not kinds:
+        return None
+    chosen = max(kinds.values(), key=len)
+    chosen = chosen[:: -(-len(chosen) // _MOST)]
+    gsd_m = float(np.mean([tile.gsd_m for tile in chosen]))
+    found: Offset = best_shift([tile.scores for tile in chosen if tile.scores], gsd_m)
+    if not found.is_certain:
+        return None
+    return TileShift(found.right * gsd_m, found.down * gsd_m, found.error * gsd_m, "tile")
+
+
+def in_metres(lon_lat: Floats) -> Floats:
+    """Return places (n, 2), in longitude and latitude, in metres from the equator.
+
+    Distances are right within some kilometres of the first place.
+    """
+    metres: Floats = lon_lat * metres_per_degree(float(lon_lat[0, 1]))
+    return metres
+
+
+def smoothed(
+    places: Floats, values: Floats, wanted: Floats, width_m: float, errors: Floats | None = None
+) -> Floats:
+    """Return the mean of values around places, weighted by a Gaussian of the distance.
+
+    Args:
+        places: of the values, metres, (n, 2).
+        values: (n, 2).
+        wanted: places of the means, metres, (m, 2).
+        width_m: standard deviation of the Gaussian.
+        errors: of the values, metres, (n,); those of small errors count more.
+
+    Returns:
+        Float64 (m, 2). Far from all places, it is the value of the nearest.
+    """
+    weights = np.ones(len(places))
+    if errors is not None:
+        weights = 1 / np.maximum(errors, _LEAST_ERROR_M) ** 2
+    means = np.empty((len(wanted), values.shape[1]))
+    # One row after the other: all distances would not fit into memory.
+    for number, place in enumerate(wanted):
+        squares = ((places - place) ** 2).sum(axis=1)
+        near = np.exp((squares.min() - squares) / (2 * width_m**2)) * weights
+        means[number] = near @ values / near.sum()
+    return means
+
+
+@dataclass(frozen=True)
+class ShiftField:
+    """Moves of labels around tiles.
+
+    Attributes:
+        places: longitude and latitude of the tiles' centres, (n, 2).
+        moves: metres to the east and north by which labels there are to be moved, (n, 2).
+        width_m: side of a tile, the distance over which the field changes.
+    """
+
+    places: Floats
+    moves: Floats
+    width_m: float
+
+    def at(self, lon_lat: Floats) -> Floats:
+        """Return the moves at places (m, 2), in degrees of longitude and latitude."""
+        if not len(lon_lat):
+            return np.empty((0, 2))
+        if (self.moves == self.moves[0]).all():
+            moves = np.repeat(self.moves[:1], len(lon_lat), axis=0)
+        else:
+            together = in_metres(np.concatenate([self.places, lon_lat]))
+            known, wanted = together[: len(self.places)], together[len(self.places) :]
+            moves = smoothed(known, self.moves, wanted, self.width_m / 2)
+        per_degree = np.array([metres_per_degree(lat) for lat in lon_lat[:, 1].tolist()])
+        degrees: Floats = moves / per_degree
+        return degrees
