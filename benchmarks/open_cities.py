@@ -180,7 +180,7 @@ def _run(row: str, seed: int, passes: int, data: Path, work: Path) -> dict[str, 
             predict([work / "test"], output, weights, "cpu", recipe_name=str(file))
         if output.exists():
             report = score_files(work / "truth", output).report
-            scores[name] = report.total["jaccard"]
+            scores[name] = float(report.total["jaccard"] or 0)
     return scores
 
 
