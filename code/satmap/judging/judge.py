@@ -14,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,7 @@ class _Judging:
         self.moved[label_set.name] = names
         after = read_footprints([self.directory / name for name in names])
         ignored = self._judge_tiles(tiles, before, after, shifts)
-        name = f"ignored/{label_set.name or 'own'}.geojson"
+        name = _ignored_name(label_set.name)
         _write_geojson(self.directory / name, ignored, LON_LAT)
         label = names[0] if label_set.name else "labels"
         return JudgedLabel(label=label, ignored=name, source=record_file(label_set.source))
@@ -429,37 +430,47 @@ class _Judging:
 
     def pictures(self) -> Callable[[str], TilePicture]:
         """Return a function that reads what the picture of a tile shows."""
-        stretch = self.stretch
         by_id = {tile.chip.image_id: tile for tile in self.tiles}
+
+        # Tiles of one scene follow each other only by chance.
+        @lru_cache(maxsize=4)
+        def shapes_of(name: str) -> tuple[Shapes, Shapes, VectorLabels]:
+            moved = [self.directory / each for each in self.moved[name]]
+            ignored = self.directory / _ignored_name(name)
+            return (
+                read_footprints(self.of_set[name][0].label_set.files),
+                read_footprints(moved),
+                read_label_file(ignored, "polygons", may_be_empty=True),
+            )
 
         def read(image_id: str) -> TilePicture:
             tile = by_id[image_id]
             info, placed = tile.chip.image, tile.georeference
-            label_set = tile.label_set
-            name = label_set.name or "own"
-            moved = [self.directory / each for each in self.moved[label_set.name]]
-            ignored = read_label_file(
-                self.directory / f"ignored/{name}.geojson", "polygons", may_be_empty=True
-            )
+
+            def on_tile(found: Shapes) -> Shapes:
+                return shapes_near(found, placed, info.width, info.height)[0]
+
+            before, after, ignored = shapes_of(tile.label_set.name)
             kinds: dict[str, list[shapely.Geometry]] = defaultdict(list)
             for shape, row in zip(ignored.shapes.tolist(), ignored.properties, strict=True):
                 # Dropped tiles beside this one touch it.
                 if row["ignored"] != "dropped tile" or tile.is_dropped:
                     kinds[row["ignored"]].append(shape)
-
-            def on_tile(found: Shapes) -> Shapes:
-                return shapes_near(found, placed, info.width, info.height)[0]
-
             return TilePicture(
-                read_stretched(info, stretch.low, stretch.high, 3),
+                read_stretched(info, self.stretch.low, self.stretch.high, 3),
                 placed.gsd_m,
-                on_tile(read_footprints(label_set.files)),
-                on_tile(read_footprints(moved)),
+                on_tile(before),
+                on_tile(after),
                 {kind: on_tile(np.array(parts, np.object_)) for kind, parts in kinds.items()},
                 tile.read_map() >= 128,
             )
 
         return read
+
+
+def _ignored_name(name: str) -> str:
+    """Return the file of ignored polygons of a label set, below the output."""
+    return f"ignored/{name or 'own'}.geojson"
 
 
 def read_footprints(files: Sequence[Path]) -> Shapes:

@@ -154,11 +154,11 @@ def write_report(
             text = f"{name}: Jaccard {tile.before:.2f} before, {tile.jaccard:.2f} after"
             text += ", dropped" if tile.verdict == "drop" else ""
             try:
-                write_picture(directory / f"pictures/{name}.png", _draw(text, tile, read(name)))
+                write_picture(directory / f"pictures/{name}.jpg", _draw(text, tile, read(name)))
             except SatmapError as error:
                 lines += [f"{text}: no picture ({error})", ""]
                 continue
-            lines += [f"![{text}](pictures/{name}.png)", ""]
+            lines += [f"![{text}](pictures/{name}.jpg)", ""]
     write_text(directory / "report.md", "\n".join(lines))
     return "\n".join(table)
 
