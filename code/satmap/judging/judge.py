@@ -14,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,6 @@ def judge_labels(
     with atomic_directory(output) as directory, tempfile.TemporaryDirectory(dir=directory) as maps:
         judging = _Judging(thresholds, directory, Path(maps), stretch)
         judging.predict(label_sets, predict)
-        judging.measure()
         images: dict[str, JudgedLabel] = {}
         own = None
         for label_set in track(label_sets, "judging labels", len(label_sets)):
@@ -232,6 +232,8 @@ class _Judging:
         self.tiles: list[_Tile] = []
         self.measured: list[MeasuredTile] = []
         self.of_set: dict[str, list[_Tile]] = defaultdict(list)
+        self.of_place: dict[str, list[_Tile]] = defaultdict(list)
+        self.fields: dict[tuple[str, ...], ShiftField] = {}
         self.skipped: dict[str, str] = {}
         self.buildings: dict[str, list[Building]] = defaultdict(list)
         self.unlabelled: dict[str, int] = defaultdict(int)
@@ -240,25 +242,32 @@ class _Judging:
     # First pass
 
     def predict(self, label_sets: Sequence[LabelSet], predict: Predict) -> None:
-        """Predict all tiles, and compare them with their labels at all shifts."""
+        """Predict all tiles, area by area, and measure their shifts."""
         total = sum(len(label_set.tiles) for label_set in label_sets)
         for label_set, chip, shapes in track(self._read(label_sets), "predicting", total):
+            if self.measured and chip.aoi != self.measured[-1].area:
+                # Only the scores of one area are kept in memory.
+                self._measure()
             try:
                 self._predict(label_set, chip, shapes, predict)
+            except CannotWriteError:
+                raise
             except Exception as error:
                 self.skipped[chip.image_id] = error_text(error, chip.image.path)
         if not self.tiles:
             reason = next(iter(self.skipped.values()), "there are no labelled images.")
             raise SatmapError(f"no tile can be judged: {reason}")
+        self._measure()
 
     def _read(self, label_sets: Sequence[LabelSet]) -> Iterator[tuple[LabelSet, Chip, Shapes]]:
-        for label_set in label_sets:
+        """Yield the tiles in the order of their areas, with the labels around them."""
+        for label_set in sorted(label_sets, key=lambda each: each.tiles[0].aoi):
             try:
                 shapes = read_footprints(label_set.files)
             except SatmapError as error:
                 self.skipped |= {chip.image_id: str(error) for chip in label_set.tiles}
                 continue
-            for chip in label_set.tiles:
+            for chip in sorted(label_set.tiles, key=lambda each: each.aoi):
                 yield label_set, chip, shapes
 
     def _predict(self, label_set: LabelSet, chip: Chip, shapes: Shapes, predict: Predict) -> None:
@@ -289,10 +298,13 @@ class _Judging:
             )
         )  # fmt: skip
 
-    def measure(self) -> None:
-        """Measure the shift of every tile."""
-        for tile, shift in zip(self.tiles, measure_shifts(self.measured), strict=True):
+    def _measure(self) -> None:
+        """Measure the shifts of the last area's tiles."""
+        tiles = self.tiles[-len(self.measured) :]
+        for tile, shift in zip(tiles, measure_shifts(self.measured), strict=True):
             tile.shift = shift
+            self.of_place[tile.place].append(tile)
+        self.measured = []
 
     # Second pass
 
@@ -301,17 +313,22 @@ class _Judging:
         tiles = self.of_set[label_set.name]
         if not tiles:
             raise SatmapError(f"{label_set.source}: none of its tiles could be predicted.")
-        places = {tile.place for tile in tiles}
-        shifts = _field([tile for tile in self.tiles if tile.place in places])
+        shifts = self._field(tuple(sorted({tile.place for tile in tiles})))
         before = read_footprints(label_set.files)
         names = self._write_moved(label_set, before, shifts, directories)
         self.moved[label_set.name] = names
         after = read_footprints([self.directory / name for name in names])
         ignored = self._judge_tiles(tiles, before, after, shifts)
-        name = f"ignored/{label_set.name or 'own'}.geojson"
+        name = _ignored_name(label_set.name)
         _write_geojson(self.directory / name, ignored, LON_LAT)
         label = names[0] if label_set.name else "labels"
         return JudgedLabel(label=label, ignored=name, source=record_file(label_set.source))
+
+    def _field(self, places: tuple[str, ...]) -> ShiftField:
+        """Return the moves of labels at places; all chips of an area share one field."""
+        if places not in self.fields:
+            self.fields[places] = _field([tile for name in places for tile in self.of_place[name]])
+        return self.fields[places]
 
     def _write_moved(
         self, label_set: LabelSet, known: Shapes, shifts: ShiftField, directories: Sequence[Path]
@@ -400,51 +417,60 @@ class _Judging:
 
     def figures(self) -> list[PlaceFigures]:
         """Return the figures of each place."""
-        places: dict[str, list[_Tile]] = defaultdict(list)
-        for tile in self.tiles:
-            places[tile.place].append(tile)
         return [
             PlaceFigures.of(
                 name,
-                [tile.chip.image_id for tile in tiles],
+                {tile.chip.image_id: int(tile.counts[3]) for tile in tiles},
                 np.sum([tile.counts for tile in tiles], axis=0).tolist(),
                 self.buildings[name],
                 self.unlabelled[name],
             )
-            for name, tiles in places.items()
+            for name, tiles in self.of_place.items()
         ]
 
     def pictures(self) -> Callable[[str], TilePicture]:
         """Return a function that reads what the picture of a tile shows."""
-        stretch = self.stretch
         by_id = {tile.chip.image_id: tile for tile in self.tiles}
+
+        # Tiles of one scene follow each other only by chance.
+        @lru_cache(maxsize=4)
+        def shapes_of(name: str) -> tuple[Shapes, Shapes, VectorLabels]:
+            moved = [self.directory / each for each in self.moved[name]]
+            ignored = self.directory / _ignored_name(name)
+            return (
+                read_footprints(self.of_set[name][0].label_set.files),
+                read_footprints(moved),
+                read_label_file(ignored, "polygons", may_be_empty=True),
+            )
 
         def read(image_id: str) -> TilePicture:
             tile = by_id[image_id]
             info, placed = tile.chip.image, tile.georeference
-            label_set = tile.label_set
-            name = label_set.name or "own"
-            moved = [self.directory / each for each in self.moved[label_set.name]]
-            ignored = read_label_file(
-                self.directory / f"ignored/{name}.geojson", "polygons", may_be_empty=True
-            )
-            kinds: dict[str, list[shapely.Geometry]] = defaultdict(list)
-            for shape, row in zip(ignored.shapes.tolist(), ignored.properties, strict=True):
-                kinds[row["ignored"]].append(shape)
 
             def on_tile(found: Shapes) -> Shapes:
                 return shapes_near(found, placed, info.width, info.height)[0]
 
+            before, after, ignored = shapes_of(tile.label_set.name)
+            kinds: dict[str, list[shapely.Geometry]] = defaultdict(list)
+            for shape, row in zip(ignored.shapes.tolist(), ignored.properties, strict=True):
+                # Dropped tiles beside this one touch it.
+                if row["ignored"] != "dropped tile" or tile.is_dropped:
+                    kinds[row["ignored"]].append(shape)
             return TilePicture(
-                read_stretched(info, stretch.low, stretch.high, 3),
+                read_stretched(info, self.stretch.low, self.stretch.high, 3),
                 placed.gsd_m,
-                on_tile(read_footprints(label_set.files)),
-                on_tile(read_footprints(moved)),
+                on_tile(before),
+                on_tile(after),
                 {kind: on_tile(np.array(parts, np.object_)) for kind, parts in kinds.items()},
                 tile.read_map() >= 128,
             )
 
         return read
+
+
+def _ignored_name(name: str) -> str:
+    """Return the file of ignored polygons of a label set, below the output."""
+    return f"ignored/{name or 'own'}.geojson"
 
 
 def read_footprints(files: Sequence[Path]) -> Shapes:

@@ -50,14 +50,14 @@ class PlaceFigures:
 
     Attributes:
         name: the place.
-        tiles: ids of its tiles.
+        tiles: pixels of moved labels or predictions by the id of each tile.
         before, after: Jaccard index of all its pixels with the labels as they were, and moved.
         kept, ignored: number of labelled buildings, outside of dropped tiles.
         unlabelled: number of ignored predicted buildings without label.
     """
 
     name: str
-    tiles: tuple[str, ...]
+    tiles: Mapping[str, int]
     before: float
     after: float
     kept: int
@@ -68,7 +68,7 @@ class PlaceFigures:
     def of(
         cls,
         name: str,
-        tiles: Sequence[str],
+        tiles: Mapping[str, int],
         counts: Sequence[int],
         buildings: Sequence[Building],
         unlabelled: int,
@@ -81,7 +81,7 @@ class PlaceFigures:
         shared, either, moved_shared, moved_either = counts
         ignored = sum(building.is_ignored for building in buildings)
         return cls(
-            name, tuple(tiles), shared / either if either else 1.0,
+            name, tiles, shared / either if either else 1.0,
             moved_shared / moved_either if moved_either else 1.0,
             len(buildings) - ignored, ignored, unlabelled,
         )  # fmt: skip
@@ -135,21 +135,30 @@ def write_report(
         f"below {limits.ignore:g}, and predicted buildings without label from a mean probability "
         f"of {limits.certain:g} and {limits.least_m2:g} square metres on.", "",
     ]  # fmt: skip
+    dropped = sum(tile.verdict == "drop" for tile in judgement.tiles.values())
+    if 2 * dropped > len(judgement.tiles):
+        note = (
+            f"{dropped} of {len(judgement.tiles)} tiles are dropped. Either the labels are bad or "
+            "the networks are weak: see the pictures, and lower --drop and --ignore in the latter "
+            "case."
+        )
+        table += ["", note]
+        lines += [note, ""]
     if judgement.skipped:
         lines += ["Not judged:", ""]
         lines += [f"- {name}: {reason}" for name, reason in judgement.skipped.items()] + [""]
-    for heading, tiles in _chosen(judgement.tiles).items():
+    for heading, tiles in _chosen(places, judgement.tiles).items():
         lines += [f"## {heading}", ""]
         for name in tiles:
             tile = judgement.tiles[name]
             text = f"{name}: Jaccard {tile.before:.2f} before, {tile.jaccard:.2f} after"
             text += ", dropped" if tile.verdict == "drop" else ""
             try:
-                write_picture(directory / f"pictures/{name}.png", _draw(text, tile, read(name)))
+                write_picture(directory / f"pictures/{name}.jpg", _draw(text, tile, read(name)))
             except SatmapError as error:
                 lines += [f"{text}: no picture ({error})", ""]
                 continue
-            lines += [f"![{text}](pictures/{name}.png)", ""]
+            lines += [f"![{text}](pictures/{name}.jpg)", ""]
     write_text(directory / "report.md", "\n".join(lines))
     return "\n".join(table)
 
@@ -190,10 +199,14 @@ def _counts(values: Sequence[str]) -> str:
     return ", ".join(f"{value} {number}" for value, number in numbers.most_common())
 
 
-def _chosen(tiles: Mapping[str, JudgedTile]) -> dict[str, list[str]]:
+def _chosen(
+    places: Sequence[PlaceFigures], tiles: Mapping[str, JudgedTile]
+) -> dict[str, list[str]]:
     """Choose the tiles to draw: the worst, the best, and those that gained most."""
-    # Empty tiles show nothing.
-    shown = [name for name, tile in tiles.items() if 0 < tile.jaccard < 1 or tile.before < 1]
+    pixels = {name: count for place in places for name, count in place.tiles.items() if count}
+    # Tiles with little on them show little.
+    least = float(np.median([*pixels.values()])) / 2 if pixels else 0
+    shown = [name for name, count in pixels.items() if count >= least]
     order = sorted(shown, key=lambda name: tiles[name].jaccard)
     worst = order[:_DRAWN]
     best = [name for name in reversed(order) if name not in worst][:_DRAWN]
