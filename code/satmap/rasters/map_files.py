@@ -74,6 +74,8 @@ class MapFile:
             self._metres_per_pixel = self.georeference.metres_per_pixel
         self._path = path
         self._source = source
+        # Asked once, because it takes as long as reading a small part.
+        self._all_valid = [MaskFlags.all_valid in flags for flags in source.mask_flag_enums]
         self._highest = 0
 
     @property
@@ -90,7 +92,7 @@ class MapFile:
         band = self.names.index(name) + 1
         window = Window(box.left, box.top, box.width, box.height)
         with _faults_of(self._path):
-            if MaskFlags.all_valid in self._source.mask_flag_enums[band - 1]:
+            if self._all_valid[band - 1]:
                 values = self._source.read(band, window=window)
             else:
                 values = self._source.read(band, window=window, masked=True).filled(0)
