@@ -108,6 +108,15 @@ def test_the_weights_of_windows_sum_to_one(
     assert len(seen) == len(rows) * len(columns)
 
 
+def test_windows_are_rounded_to_the_nearest_even_number() -> None:
+    values = torch.arange(0, 255.01, 0.125).repeat(2, 40, 1)
+    rows, columns = spans(40, 64, 2), spans(values.shape[2], 512, 8)
+    strips = [strip for _, strip in blend(rows, columns, lambda r, c: values[:, r, c].clone())]
+    inside = columns[0].finished
+    expected = values[..., inside].round().to(torch.uint8)
+    assert (torch.cat(strips, dim=1)[..., inside] == expected).all()
+
+
 class BareEncoder:
     """Minimal encoder for prediction."""
 

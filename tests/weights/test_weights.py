@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -127,6 +128,16 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
             load_weights(path)
     path.write_bytes(whole)
     load_weights(path)
+
+
+def test_loading_does_not_import_the_compiler(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_weights(path, build_network("efficientnet_lite0", 3, ["road"], (16, 16, 16, 16)), {})
+    program = (
+        "import pathlib, sys; from satmap.weights.network_files import load_weights; "
+        f"load_weights(pathlib.Path({str(path)!r})); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_old_files_without_checksum_load(tmp_path: Path) -> None:

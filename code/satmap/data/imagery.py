@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,12 @@ class StretchedImage:
 
     Attributes:
         shape: height, width and channels.
-        is_blank: whether no pixel holds data.
     """
 
     def __init__(
         self, info: ImageInfo, low: float, high: float, channels: int | None = None
     ) -> None:
-        """Read the image strip by strip and compute its percentiles.
+        """Read the image strip by strip and compute its percentiles, if the stretch needs any.
 
         Arguments and errors are those of :func:`read_stretched`.
         """
@@ -148,14 +148,27 @@ class StretchedImage:
         self._order = _band_order(info, channels)
         self.shape = (info.height, info.width, len(self._order))
         levels = np.iinfo(info.dtype).max + 1
+        if keeps_values(levels, low, high):
+            self._tables = [np.arange(levels, dtype=np.uint8)] * len(self._order)
+        else:
+            self._tables = [_table(count, low, high) for count in self._counts]
+
+    @cached_property
+    def _counts(self) -> NDArray[np.int64]:
+        """Number of pixels with data of each level, (channels, levels)."""
+        info, levels = self._info, np.iinfo(self._info.dtype).max + 1
         counts = np.zeros((len(self._order), levels), np.int64)
         for top in range(0, info.height, _STRIP_ROWS):
             rows = slice(top, min(top + _STRIP_ROWS, info.height))
             bands, valid = _read_bands(info, self._order, rows, slice(0, info.width))
             for count, band in zip(counts, bands, strict=True):
                 count += _histogram(band, valid, levels)
-        self._tables = [_table(count, low, high) for count in counts]
-        self.is_blank = not counts[:, 1:].any()
+        return counts
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no pixel holds data; errors are those of :func:`read_stretched`."""
+        return not self._counts[:, 1:].any()
 
     def stretch_like(self, info: ImageInfo) -> "StretchedImage":
         """Return another image of the same bands and data type, stretched as this one."""
@@ -265,6 +278,8 @@ def stretch(
     computed from the histogram, which is exact for 16-bit integers and needs no sorting.
     """
     levels = np.iinfo(band.dtype).max + 1
+    if keeps_values(levels, low, high):
+        return np.asarray(band * valid, np.uint8)
     return _stretched(band, valid, _table(_histogram(band, valid, levels), low, high))
 
 

@@ -1,10 +1,13 @@
-"""Changes to timm's layers for use in encoders."""
+"""Changes to timm's layers for use in encoders, and building of networks without values."""
 
-from typing import cast
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from satmap.networks.timm_import import BatchNormAct2d, Conv2dSame
 
@@ -113,3 +116,31 @@ def _like(conv: nn.Conv2d, kind: type[DepthwiseConv]) -> DepthwiseConv:
     )
     replaced.weight, replaced.bias = conv.weight, conv.bias
     return replaced
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Build networks on torch's meta device, for the names and shapes of their parameters.
+
+    Their initialisation is skipped. On the meta device it would have no effect, but torch imports
+    its compiler for it, which takes seconds.
+    """
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Returns tensors unchanged where ``torch.nn.init`` or a network would draw their values."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        module = getattr(func, "__module__", None)
+        if func in (Tensor.normal_, Tensor.uniform_) or module == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -54,10 +54,11 @@ def prepare_image(
                 pixels, inside = _with_surroundings(image, info, around, recipe.inference.overlap)
             else:
                 pixels = read_resized(info, *stretch, input_px, channels)
+            blank = _is_blank(pixels, inside)
         except SatmapError as error:
             notes.append(str(error))
             continue
-        if _is_blank(pixels, inside):
+        if blank:
             notes.append(
                 f"{info.path}: no pixel holds data, so nothing can be found; check the image"
             )

@@ -14,8 +14,8 @@ from satmap.rasters.scene import Box, Scene
 
 # Gap between neighbours, caused by rounded georeferences, that is filled by repeating the border.
 _SEAM_PX = 2
-# Width and height of the parts in which neighbours are checked for damage.
-_PROBE_PX = 512
+# Width and height of the parts in which neighbours are read.
+_PART_PX = 512
 
 
 class Surrounding(NamedTuple):
@@ -40,6 +40,13 @@ def surrounded(
     height, width = scene.shape
     own = Box(0, 0, width, height)
     whole = with_margin(own, [box for box, _ in neighbours], margin)
+    around = own.grown(_SEAM_PX, _SEAM_PX)
+    seams = (
+        Box(around.left, around.top, around.width, _SEAM_PX),
+        Box(around.left, height, around.width, _SEAM_PX),
+        Box(around.left, 0, _SEAM_PX, height),
+        Box(width, 0, _SEAM_PX, height),
+    )
 
     def read(name: str, part: Box) -> NDArray[np.uint8]:
         box = part.seen_from(own.seen_from(whole))
@@ -53,11 +60,11 @@ def surrounded(
             return values
         found = np.zeros((box.height, box.width), np.uint8)
         # Narrow gaps between the images are filled by repeating the border pixels of this one.
-        near = box.overlap(own.grown(_SEAM_PX, _SEAM_PX))
-        if near:
-            rows = np.arange(near.top, near.bottom).clip(top, bottom - 1) - top
-            columns = np.arange(near.left, near.right).clip(left, right - 1) - left
-            found[near.within(box)] = values[rows][:, columns]
+        for side in seams:
+            if near := box.overlap(side):
+                rows = np.arange(near.top, near.bottom).clip(top, bottom - 1) - top
+                columns = np.arange(near.left, near.right).clip(left, right - 1) - left
+                found[near.within(box)] = values[rows][:, columns]
         for neighbour in reversed(neighbours):
             shared = box.overlap(neighbour.box)
             if shared and own.overlap(shared) != shared:
@@ -90,14 +97,13 @@ def with_margin(own: Box, neighbours: Sequence[Box], margin: tuple[int, int]) ->
     return Box(-left, -top, left + own.width + right, top + own.height + bottom)
 
 
-def open_surroundings(
+def read_surroundings(
     file: MapFile,
     neighbours: Sequence[tuple[Path, int, int]],
     kinds: Mapping[int, tuple[str, ...]],
     margin: tuple[int, int],
-    stack: contextlib.ExitStack,
 ) -> list[Surrounding]:
-    """Open the usable neighbours of a raster that have the same maps.
+    """Read the margin of a raster from its usable neighbours, which have the same maps.
 
     Args:
         file: the raster.
@@ -105,7 +111,6 @@ def open_surroundings(
             ``file``. Files that do not exist or are damaged are ignored.
         kinds: as for :func:`satmap.rasters.map_files.open_map_file`.
         margin: pixels along x and y that are needed of the neighbours.
-        stack: closes the neighbours.
     """
     own = Box(0, 0, file.width, file.height)
     reach = own.grown(min(margin[0], file.width), min(margin[1], file.height))
@@ -113,19 +118,21 @@ def open_surroundings(
     for path, column, row in neighbours:
         if not path.exists():
             continue
-        try:
-            # The pixel size of the neighbours is not used.
-            other = stack.enter_context(open_map_file(path, 1.0, kinds))
+        # A damaged neighbour must not make this image fail, so read all that is needed of it now.
+        # The pixel size of the neighbours is not used.
+        with contextlib.suppress(SatmapError), open_map_file(path, 1.0, kinds) as other:
             box = Box(column, row, other.width, other.height)
             shared = reach.overlap(box)
-            if other.names != file.names or shared is None or shared == own.overlap(box):
-                continue
-            # A damaged neighbour must not make this image fail, so read all that is needed of it
-            # now.
-            for part in shared.seen_from(box).tiles(_PROBE_PX, _PROBE_PX):
-                for name in other.names:
-                    other.read(name, part)
-        except SatmapError:
-            continue
-        found.append(Surrounding(box, other.read))
+            if other.names == file.names and shared and shared != own.overlap(box):
+                found.append(_read_part(other, box, shared))
     return found
+
+
+def _read_part(file: MapFile, box: Box, shared: Box) -> Surrounding:
+    """Read the rectangle ``shared`` of a neighbour, whose own rectangle is ``box``, in parts."""
+    inside = shared.seen_from(box)
+    maps = {name: np.empty((inside.height, inside.width), np.uint8) for name in file.names}
+    for part in inside.tiles(_PART_PX, _PART_PX):
+        for name, values in maps.items():
+            values[part.within(inside)] = file.read(name, part)
+    return Surrounding(box, lambda name, part: maps[name][part.within(inside)])

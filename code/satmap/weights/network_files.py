@@ -11,6 +11,7 @@ import torch
 
 from satmap.errors import SatmapError
 from satmap.networks.encoders import adapt_first_conv, pretrained_config
+from satmap.networks.layers import without_values
 from satmap.networks.unet import UNet, build_network
 from satmap.weights.header import (
     CHECKSUM,
@@ -72,7 +73,7 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
     metadata = read_weights_metadata(path)
     header = parse_header(path, read_metadata(path))
     # Skip the initialisation, which takes longer than all other steps and would be overwritten.
-    with torch.device("meta"):
+    with without_values():
         network = build_network(
             header.architecture,
             header.in_channels,

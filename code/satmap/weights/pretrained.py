@@ -22,6 +22,7 @@ from torch import Tensor
 from satmap.errors import SatmapError
 from satmap.io.text import printable
 from satmap.networks.encoders import ENCODERS, Encoder, build_encoder, pretrained_config
+from satmap.networks.layers import without_values
 from satmap.networks.timm_import import create_model
 from satmap.weights.header import CHECKSUM, CONTENT_KEY, read_metadata
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights, write_tensors
@@ -111,7 +112,7 @@ def encoder_part(encoder: Encoder, found: Mapping[str, Tensor]) -> dict[str, Ten
         from before torch 0.4.1, are added as zeros: pretrained statistics do not need them.
     """
     names = encoder.timm_names()
-    with torch.device("meta"):
+    with without_values():
         whole = create_model(ENCODERS[encoder.name].timm_name, pretrained=False).state_dict()
     if _LITE_FIRST in found and len(found) == len(whole):
         found = dict(zip(whole, found.values(), strict=True))
@@ -197,7 +198,7 @@ def _current_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _split(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors that the encoder needs, without values, and those in ``found``."""
-    with torch.device("meta"):
+    with without_values():
         encoder = build_encoder(name, 3)
     names = encoder.timm_names()
     expected = {names[ours]: value for ours, value in encoder.state_dict().items()}

@@ -1,6 +1,5 @@
 """Decoder of building probability maps, importable without torch."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +10,7 @@ from shapely.affinity import translate
 
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.rasters.surroundings import open_surroundings, surrounded
+from satmap.rasters.surroundings import read_surroundings, surrounded
 from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
@@ -50,10 +49,9 @@ class BuildingDecoder:
         With neighbours, buildings that reach beyond the raster are complete.
         """
         margin = MARGIN_PX, MARGIN_PX
-        with contextlib.ExitStack() as stack:
-            # The vectoriser works in pixels, so any pixel size will do.
-            file = stack.enter_context(open_map_file(path, 1, BUILDING_FILE_MAPS))
-            around = open_surroundings(file, neighbours, BUILDING_FILE_MAPS, margin, stack)
+        # The vectoriser works in pixels, so any pixel size will do.
+        with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
+            around = read_surroundings(file, neighbours, BUILDING_FILE_MAPS, margin)
             scene, box = surrounded(file.scene, around, margin)
             found = vectorize_buildings(scene, self.settings, self._model())
             if check_scale:

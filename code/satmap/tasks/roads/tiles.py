@@ -10,7 +10,6 @@ border instead, a road along the border would become a wide square.
 This module works without torch.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -23,7 +22,7 @@ from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
 from satmap.rasters.map_files import MAX_VALUES_IN_MEMORY, open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
-from satmap.rasters.surroundings import open_surroundings, surrounded, with_margin
+from satmap.rasters.surroundings import read_surroundings, surrounded, with_margin
 from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph, line_length_m
@@ -134,10 +133,9 @@ class RoadDecoder:
         Raises:
             SatmapError: the raster is damaged, or its values are not probabilities.
         """
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open_map_file(path, self.metres_per_pixel, ROAD_FILE_MAPS))
+        with open_map_file(path, self.metres_per_pixel, ROAD_FILE_MAPS) as file:
             margin = margin_px(file.scene.metres_per_pixel)
-            around = open_surroundings(file, neighbours, ROAD_FILE_MAPS, margin, stack)
+            around = read_surroundings(file, neighbours, ROAD_FILE_MAPS, margin)
             scene, box = surrounded(file.scene, around, margin)
             pixels = file.width * file.height
             in_windows = file.has_windows and len(file.names) * pixels > MAX_VALUES_IN_MEMORY

@@ -78,7 +78,9 @@ class Network:
     @property
     def lines(self) -> list[Floats]:
         """The line of each road."""
-        return np.split(self.points, self.starts[1:]) if len(self.counts) else []
+        # A tenth of the time of np.split.
+        ends = zip(self.starts.tolist(), self.counts.tolist(), strict=True)
+        return [self.points[start : start + count] for start, count in ends]
 
     @cached_property
     def roads(self) -> Ints:
