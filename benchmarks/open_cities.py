@@ -20,7 +20,9 @@ from typing import Any
 import torch
 
 from satmap.data.cache import prepare_chips
+from satmap.data.judgement import Thresholds
 from satmap.evaluation.score import score_files
+from satmap.judging.run import judge
 from satmap.prediction.run import predict
 from satmap.recipes.schema import Recipe, build_recipe, load_recipe
 from satmap.tasks.base import task_of
@@ -165,7 +167,7 @@ def _run(row: str, seed: int, passes: int, data: Path, work: Path) -> dict[str, 
         directories.append(work / "tier2")
     options = TrainingOptions(work / "cache", unlabelled=(work / "test",) if recipe.rounds else ())
     if changes.get("judged"):
-        options = replace(options, judgement=work / "judgement")
+        options = replace(options, judgement=_judged(first, work))
     train(directories, recipe, RunContext(weights, _CPU), options)
     scores = _held_out(weights, recipe, work)
     for name, joined in (("test chips", True), ("without neighbours", False)):
@@ -182,6 +184,16 @@ def _run(row: str, seed: int, passes: int, data: Path, work: Path) -> dict[str, 
             report = score_files(work / "truth", output).report
             scores[name] = float(report.total["jaccard"] or 0)
     return scores
+
+
+def _judged(weights: Path, work: Path) -> Path:
+    """Judge the labels of tier 2 by the network that knows only tier 1."""
+    output = weights.parent / "judgement"
+    if not output.exists():
+        cache = work / "cache"
+        _, table = judge([work / "tier2"], None, weights, _CPU, Thresholds(), output, cache)
+        print(table, flush=True)
+    return output
 
 
 def _held_out(weights: Path, recipe: Recipe, work: Path) -> dict[str, float]:
