@@ -7,6 +7,7 @@ scene that cannot be used does not stop the others.
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 _FORMAT = "2"
 # More tiles of one scene point to a wrong pixel size: the largest scenes have 37,000 pixels a side.
 _MOST_TILES = 50_000
+# Scenes with fewer tiles are described together.
+_FEW_TILES = 5
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def cut_scenes(inventory: Inventory, task: "Task", channels: int, cache: Path) -
         )
     chips: list[Chip] = []
     notes: list[str] = []
+    small: dict[str, list[tuple[Path, Mapping[str, Any]]]] = defaultdict(list)
     faults = dict(inventory.faults)
     scenes = [chip for chip in inventory.chips if chip.label is not None]
     for chip in track(scenes, "scenes", len(scenes)):
@@ -98,7 +102,10 @@ def cut_scenes(inventory: Inventory, task: "Task", channels: int, cache: Path) -
             content = _read_or_cut(chip, task, settings, channels, directory)
             chips += _chips(content["tiles"], chip, directory)
             faults |= content["faults"]
-            notes += content["notes"]
+            if len(content["tiles"]) < _FEW_TILES:
+                small[chip.aoi].append((directory, content))
+            else:
+                notes += content["notes"]
         except CannotWriteError:
             raise
         # Libraries raise many kinds of errors on unusual files.
@@ -112,6 +119,7 @@ def cut_scenes(inventory: Inventory, task: "Task", channels: int, cache: Path) -
         f"tiles: {len(chips)} of {settings.size} pixels at {size}, from "
         f"{counted(len({chip.scene for chip in chips}), 'scene')}",
         *notes,
+        *(note for area, found in small.items() for note in _small_notes(area, found, task)),
     ]
     return replace(
         inventory,
@@ -120,6 +128,26 @@ def cut_scenes(inventory: Inventory, task: "Task", channels: int, cache: Path) -
         long_ids={chip.image_id: chip.image_id for chip in chips},
         notes=(*inventory.notes, *notes),
     )
+
+
+def _small_notes(
+    area: str, scenes: Sequence[tuple[Path, Mapping[str, Any]]], task: "Task"
+) -> list[str]:
+    """Describe all small scenes of an area together; one alone shows too little for an offset."""
+    if len(scenes) == 1:
+        return list(scenes[0][1]["notes"])
+    # Ids relative to the cache, because every scene has its own directory.
+    records = [
+        record | {"id": f"{directory.name}/{record['id']}", "aoi": area}
+        for directory, content in scenes
+        for record in content["tiles"]
+    ]
+    objects = sum(record["objects"] for record in records)
+    note = (
+        f"{area}: {counted(len(records), 'tile')} of {len(scenes)} small scenes, "
+        f"{counted(objects, task.label_noun)}, counted once per tile"
+    )
+    return [note, *offset_notes(records, scenes[0][0].parent, advice=False)]
 
 
 def make_grid(layer: Layer, settings: TileSettings) -> SceneGrid:
