@@ -1,24 +1,28 @@
-"""Memory and overhead of ``satmap map``: one large scene, or many small chips.
+"""Memory and overhead of ``satmap map``, and of ``satmap predict`` for masks.
 
     .venv/bin/python benchmarks/mapping.py --sizes 5000 10000 20000    # a scene, sides in pixels
     .venv/bin/python benchmarks/mapping.py --chips 1000                # chips of 32 px
     .venv/bin/python benchmarks/mapping.py --sizes 10000 --weights W --images DIR --workers 1
+    .venv/bin/python benchmarks/mapping.py --masks ../shared/data/open_cities/test --weights W
 
 A scene is a tiled and deflated GeoTIFF of real images of one size, in random order, or of noise.
 The network is small and untrained unless ``--weights`` names others. Printed are the peak memory of
 all processes, and the CPU time beside the networks: reading, stretching, storing, vectorising with
 ``--workers`` processes, joining and exporting. CPU time does not depend on other programs on the
 machine. The memory is the sum of the anonymous pages of all processes and the file pages of the
-largest, which counts libraries once. With ``--repeat-window`` the networks compute only one window
-of each size, and its maps are repeated: the memory and the work beside the networks stay the same,
-and large scenes take minutes instead of hours.
+largest, which counts libraries once. With ``--masks`` networks of the task ``raster`` predict chips
+to mask TIFFs. With ``--repeat-window`` the networks compute only one window of each size, and its
+maps are repeated: the memory and the work beside the networks stay the same, and large scenes take
+minutes instead of hours. The networks' time is then estimated from these windows, by pixels.
 """
 
 import argparse
 import multiprocessing
 import resource
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ from rasterio.windows import Window
 from satmap.networks import ensemble
 from satmap.networks.unet import build_network
 from satmap.prediction.map import MapRequest, map_sources
+from satmap.prediction.outputs import PredictionReport
+from satmap.prediction.run import predict
 from satmap.recipes.schema import load_recipe
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.network_files import save_weights
@@ -46,34 +52,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="sides of scenes, pixels")
     parser.add_argument("--chips", type=int, help="number of small chips")
+    parser.add_argument("--masks", type=Path, help="directory of chips to predict to masks")
     parser.add_argument("--images", type=Path, help="directory of images (default: noise)")
     parser.add_argument("--weights", type=Path, help="networks (default: a small one)")
     parser.add_argument("--recipe", help="recipe of the weights (default: theirs)")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--repeat-window", action="store_true", help="predict only one window")
     options = parser.parse_args()
+    if options.masks and not options.weights:
+        parser.error("--masks needs --weights of the task raster")
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         weights = options.weights or _small_network(place / "weights")
         for size in options.sizes:
             scene = _scene(place / f"{size}.tif", size, options.images)
-            seconds, network, peak, roads = _measured(weights, place, [scene], options)
-            share = f"{100 * (seconds / max(network, 1e-9) - 1):.0f} % more, "
+            found = _measured(_mapping(weights, place, scene, options), options.repeat_window)
             print(
-                f"{size} px: {peak / 1e9:.2f} GB, {roads} roads, {seconds:.0f} s, of these "
-                f"{network:.0f} s in the networks: {'' if options.repeat_window else share}"
-                f"{(seconds - network) / size**2 * 1e6:.3f} s per megapixel",
+                f"{size} px: {found}, {found.beside / size**2 * 1e6:.3f} s per megapixel",
                 flush=True,
             )
             scene.unlink()
+        if options.masks:
+            predicting = partial(
+                predict, [options.masks], place / "masks", weights, "cpu", options.recipe,
+                workers=options.workers,
+            )  # fmt: skip
+            found = _measured(predicting, options.repeat_window)
+            count = len(list((place / "masks").iterdir()))
+            print(f"{count} masks: {found}, {found.beside / count * 1e3:.1f} ms each")
         for kind in ("separate", "adjacent") if options.chips else ():
             chips = _chips(place / kind, options.chips, kind == "adjacent")
-            seconds, network, peak, _ = _measured(weights, place, [chips], options)
-            print(
-                f"{options.chips} {kind} chips: {peak / 1e9:.2f} GB, "
-                f"{(seconds - network) / options.chips * 1e3:.1f} ms each beside the networks",
-                flush=True,
-            )
+            found = _measured(_mapping(weights, place, chips, options), options.repeat_window)
+            each = found.beside / options.chips * 1e3
+            print(f"{options.chips} {kind} chips: {found}, {each:.1f} ms each", flush=True)
 
 
 def _small_network(directory: Path) -> Path:
@@ -123,54 +134,75 @@ def _chips(directory: Path, count: int, adjacent: bool) -> Path:
     return directory
 
 
-def _measured(
-    weights: Path, place: Path, sources: Sequence[Path], options: argparse.Namespace
-) -> tuple[float, float, float, int]:
-    """Map in another process.
+@dataclass(frozen=True)
+class _Figures:
+    """CPU seconds in the networks and beside them, peak memory in bytes, and number of objects."""
 
-    Returns:
-        Its seconds, those in the networks, the peak memory in bytes, and the number of roads.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
+    network: float
+    beside: float
+    peak: float
+    objects: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.peak / 1e9:.2f} GB, {self.objects} objects, {self.network:.1f} s in the "
+            f"networks, {self.beside:.1f} s beside them: "
+            f"{self.beside / max(self.network, 1e-9):.1%} more"
+        )
+
+
+def _mapping(
+    weights: Path, place: Path, source: Path, options: argparse.Namespace
+) -> Callable[[], PredictionReport]:
     request = MapRequest(
         (), place / "out.csv", weights, "cpu", options.recipe, workers=options.workers,
-        sources=tuple(map(str, sources)), exports=(place / "out.gpkg",),
+        sources=(str(source),), exports=(place / "out.gpkg",),
     )  # fmt: skip
-    process = context.Process(target=_map, args=(request, options.repeat_window, sender))
+    return partial(map_sources, request)
+
+
+def _measured(job: Callable[[], PredictionReport], repeat: bool) -> _Figures:
+    """Run a job in another process and measure it."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(job, repeat, sender))
     process.start()
     sender.close()
     peak = 0.0
     while not receiver.poll(0.2):
         if not process.is_alive():
-            raise SystemExit("the map failed")
+            raise SystemExit("the prediction failed")
         found = _memory_of(process.pid or 0)
         peak = max(peak, sum(own for own, _ in found) + max((file for _, file in found), default=0))
-    seconds, network, roads = receiver.recv()
+    network, beside, objects = receiver.recv()
     process.join()
-    return seconds, network, peak, roads
+    return _Figures(network, beside, peak, objects)
 
 
-def _map(request: MapRequest, repeat: bool, sender: Any) -> None:
-    spent = [0.0]
+def _run(job: Callable[[], PredictionReport], repeat: bool, sender: Any) -> None:
+    spent, computed, all_pixels = 0.0, 0, 0
     original: Callable[..., Any] = ensemble._average_window
     known: dict[tuple[int, ...], torch.Tensor] = {}
 
     def timed(members: Any, image: Any, *arguments: Any) -> Any:
-        started = _cpu_s()
+        nonlocal spent, computed, all_pixels
+        started, pixels = _cpu_s(), image.shape[0] * image.shape[1]
+        all_pixels += pixels
         if repeat and image.shape in known:
             return known[image.shape].float()
         result = original(members, image, *arguments)
         if repeat:
             known[image.shape] = result.round().to(torch.uint8)
-        spent[0] += _cpu_s() - started
+        spent += _cpu_s() - started
+        computed += pixels
         return result
 
     vars(ensemble)["_average_window"] = timed
     torch.set_num_threads(1)
     started = _cpu_s()
-    done = map_sources(request)
-    sender.send((_cpu_s() - started, spent[0], sum(done.images.values())))
+    done = job()
+    beside = _cpu_s() - started - spent
+    sender.send((spent * all_pixels / max(computed, 1), beside, sum(done.images.values())))
 
 
 def _cpu_s() -> float:
