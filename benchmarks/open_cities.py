@@ -72,6 +72,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "longer": {"length": 2.5},
     "tier 2": {"data": "train_tier_2"},
     "tier 2, judged": {"data": "train_tier_2", "judged": True},
+    "equal scenes": {"recipe": {"sampling": "equal_scenes"}},
     "folds by tile": {"recipe": {"folds": 5, "folds_by": "tile"}, "fold": 0},
 }
 
@@ -149,6 +150,8 @@ def _recipe(row: str, seed: int, passes: int) -> Recipe:
     content |= {
         "seed": seed,
         "members": [member],
+        # Most areas have scenes of one tile, which must not outnumber the large scenes.
+        "sampling": "equal_areas",
         "inference": {"tta": 1, "checkpoints": ["last"], "join_chips": True, "gaps": "mirror"},
         **changes.get("recipe", {}),
     }
