@@ -37,6 +37,7 @@ _EPOCHS = 6
 
 _REFERENCE: dict[str, Any] = {
     "tiles": {"zoom": 19, "size": 1024, "nodata": "black"},
+    "sampling": "equal_scenes",
     "augmentation": {
         "shift": 0,
         "resize": 0,
@@ -150,8 +151,6 @@ def _recipe(row: str, seed: int, passes: int) -> Recipe:
     content |= {
         "seed": seed,
         "members": [member],
-        # Most areas have scenes of one tile, which must not outnumber the large scenes.
-        "sampling": "equal_areas",
         "inference": {"tta": 1, "checkpoints": ["last"], "join_chips": True, "gaps": "mirror"},
         **changes.get("recipe", {}),
     }
