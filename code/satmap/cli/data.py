@@ -48,8 +48,8 @@ def _inventory(options: argparse.Namespace) -> int:
       satmap inventory town.tif --labels osm.gpkg --task roads
       satmap inventory images/ --labels masks/ --task buildings
       satmap inventory train_tier_1/ --recipe my-tiles.yaml
+      satmap inventory train_tier_2/ --judgement judged
     """
-    from satmap.data.judgement import judged_inventory
     from satmap.recipes.schema import default_recipe, load_recipe
 
     own = own_data(options)
@@ -58,6 +58,8 @@ def _inventory(options: argparse.Namespace) -> int:
     if own is None and (recipe is None or recipe.tiles is None):
         found = (recipe or default_recipe(options.task)).task.find_images(directories)
         if options.judgement:
+            from satmap.data.judgement import judged_inventory
+
             found = judged_inventory(found, options.judgement)
         print(found.summary())
         return 0

@@ -67,7 +67,6 @@ def _labels_judge(options: argparse.Namespace) -> int:
 
     Examples:
       satmap labels judge train_tier_2/ --weights tier1 --output judged
-      satmap train train_tier_1/ train_tier_2/ --recipe open-cities --judgement judged
       satmap labels judge town.tif --labels osm.gpkg --weights trained --output judged
     """
     from satmap.data.judgement import JUDGEMENT, Thresholds

@@ -112,10 +112,10 @@ def _train(options: argparse.Namespace) -> int:
       satmap train images/ --labels masks/ --recipe small-buildings
       satmap train few/ --recipe finetune-roads --init trained --weights new
       satmap train few/ --recipe rounds.yaml --unlabelled many/
+      satmap train train_tier_1/ train_tier_2/ --recipe open-cities-best --judgement judged
     """
     from satmap.cli.checks import require_existing, require_folds, require_tensorboard
     from satmap.data.folds import read_groups
-    from satmap.data.judgement import read_judgement
     from satmap.recipes.schema import load_recipe
     from satmap.weights.members import require_starts
 
@@ -130,6 +130,8 @@ def _train(options: argparse.Namespace) -> int:
     require_folds(recipe, options.fold or ())
     own = own_data(options)
     if options.judgement:
+        from satmap.data.judgement import read_judgement
+
         read_judgement(options.judgement)
     for place in filter(None, (options.weights, options.cache)):
         require_writable(place / "weights.safetensors")
