@@ -37,17 +37,17 @@ from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
 
 UTM = "EPSG:32630"
-PIXEL_M, SIDE = 0.5, 640
+PIXEL_M, SIDE = 0.5, 512
 PLACE = Affine.translation(809000, 618000) @ Affine.scale(PIXEL_M, -PIXEL_M)
-# Houses of 10 x 8 m and more on 25 tiles of 64 m.
+# Houses of 10 x 8 m and more on 16 tiles of 64 m.
 HOUSES = [
     shapely.box(x, y, x + 20 + (x + y) % 7, y + 16 + (x * y) % 5)
-    for x in range(12, 600, 43)
-    for y in range(9, 600, 37)
+    for x in range(12, 480, 43)
+    for y in range(9, 480, 37)
 ]
 # Without a label, and labels without a house, in pixels. The tile in the middle has wrong labels.
 MISSING = HOUSES[5::20]
-INVENTED = [shapely.box(x, y, x + 9, y + 9) for x, y in ((40, 48), (470, 27), (126, 590))]
+INVENTED = [shapely.box(x, y, x + 9, y + 9) for x, y in ((40, 48), (470, 27), (126, 470))]
 WRONG = shapely.box(256, 256, 384, 384)
 SHIFT_M = np.array([2.0, 1.5])  # to the right and down
 
@@ -164,7 +164,7 @@ def test_labels_are_moved_and_judged(tmp_path: Path) -> None:
     tier = scene(tmp_path, lambda _: SHIFT_M)
     judgement, table, _ = judge(tier, task, tmp_path)
     assert not judgement.skipped
-    assert len(judgement.tiles) == 25
+    assert len(judgement.tiles) == 16
     for tile in judgement.tiles.values():
         assert (tile.right_m, tile.down_m) == pytest.approx(SHIFT_M, abs=0.25)
     # The moved labels keep name, order and reference system, and lie on the houses.
@@ -213,10 +213,6 @@ def test_labels_are_moved_and_judged(tmp_path: Path) -> None:
     (upper, *_) = find_labelled([tier], None, other, tmp_path / "cache", out).chips
     assert upper.label is not None
     assert ChipLabel.read(upper.label).ignored[256:, 256:].all()
-    # The same input gives the same judgement.
-    content = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    judge(tier, task, tmp_path)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == content
 
 
 def test_shifts_may_vary_within_a_scene(tmp_path: Path) -> None:
@@ -230,8 +226,8 @@ def test_shifts_may_vary_within_a_scene(tmp_path: Path) -> None:
         assert tile.down_m == pytest.approx(-1.0, abs=0.3)
     means = [float(np.mean(by_column[column])) for column in sorted(by_column)]
     assert means == sorted(means)
-    assert means[0] < 1.8
-    assert means[-1] > 2.4
+    assert means[0] < 1.9
+    assert means[-1] > 2.3
 
 
 def test_judgements_of_other_labels_are_refused(tmp_path: Path) -> None:
@@ -267,14 +263,14 @@ def test_own_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "images/town.tif")
     shapes = noisy_labels(lambda _: SHIFT_M)
     # A file ends in the middle of buildings.
-    west = shapely.box(-50, -50, 330, 700)
+    west = shapely.box(-50, -50, 280, 600)
     halves = [
         [part for shape in shapes if not (part := cut(shape, west)).is_empty]
         for cut in (shapely.intersection, shapely.difference)
     ]
     for name, half in zip(("west", "east"), halves, strict=True):
         write_labels(tmp_path / f"labels/{name}/{name}.geojson", half)
-    own = OwnData((str(tmp_path / "images"),), tmp_path / "labels", gsd=0.2)
+    own = OwnData((str(tmp_path / "images"),), tmp_path / "labels")
     cut = find_labelled([], own, task, tmp_path / "cache")
     out = tmp_path / "judged"
     judgement, _ = judge_labels(
@@ -296,7 +292,7 @@ def test_own_labels(tmp_path: Path) -> None:
     with pytest.raises(SatmapError, match="--shift and --judgement"):
         find_labelled(
             [],
-            OwnData(own.sources, own.labels, gsd=0.2, shift=(1, 1)),
+            OwnData(own.sources, own.labels, shift=(1, 1)),
             task,
             tmp_path / "cache",
             out,
@@ -308,44 +304,47 @@ def test_networks_judge_what_they_have_not_learned(
 ) -> None:
     monkeypatch.setenv("SATMAP_CACHE", str(tmp_path / "cache"))
     tier = scene(tmp_path, lambda _: SHIFT_M)
-    recipe = parse_recipe(RECIPE, "test")
+    task = task_with_tiles()
+    judge(tier, task, tmp_path)
     context = RunContext(tmp_path / "weights", torch.device("cpu"))
-    train([tier], recipe, context, TrainingOptions(tmp_path / "cache"))
-    (file,) = {file.held_out: file for file in find_weights(context.weights)}.values()
-    arguments = ["--weights", str(context.weights), "--output", str(tmp_path / "judged")]
-    with pytest.raises(SystemExit) as ended:
-        main(["labels", "judge", str(tier), *arguments, "--drop", "0", "--device", "cpu"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr()
-    # The network has learned from the others.
-    judgement = Judgement.model_validate_json((tmp_path / "judged/judgement.json").read_bytes())
-    assert judgement.tiles.keys() == file.held_out
-    assert {tile.networks for tile in judgement.tiles.values()} == {"held out"}
-    assert set(judgement.skipped) == {
-        f"665946-{column}-{row}" for column in range(5) for row in range(5)
-    } - set(file.held_out or ())
-    assert "all networks have learned from it" in shown.err
-    # A training records the judgement.
-    again = RunContext(tmp_path / "again", torch.device("cpu"))
     options = TrainingOptions(tmp_path / "cache", judgement=tmp_path / "judged")
-    train([tier], recipe, again, options)
-    manifest = read_manifest(find_weights(again.weights)[0].path)
+    train([tier], task.recipe, context, options)
+    file, *_ = find_weights(context.weights)
+    manifest = read_manifest(file.path)
     assert isinstance(manifest, WeightsManifest)
     assert manifest.judgement is not None
     assert manifest.judgement.name == "judgement.json"
+    out = tmp_path / "again"
+    arguments = ["--weights", str(context.weights), "--output", str(out), "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(["labels", "judge", str(tier), *arguments])
+    assert ended.value.code == 0
+    judgement = Judgement.model_validate_json((out / "judgement.json").read_bytes())
+    networks = {name: tile.networks for name, tile in judgement.tiles.items()}
+    # The training has never seen the dropped tile, and has learned from those not listed.
+    assert file.held_out
+    assert networks == dict.fromkeys(file.held_out, "held out") | {"665946-2-2": "unseen"}
+    assert len(judgement.skipped) == 16 - len(networks)
+    assert "all networks have learned from it" in capsys.readouterr().err
 
 
 def test_ignored_ground_of_a_chip_with_its_own_label(tmp_path: Path) -> None:
     task = task_of(parse_recipe(WITHOUT_TILES, "test"))
     write_image(tmp_path / "AOI_2_Vegas_Train/RGB-PanSharpen/RGB-PanSharpen_AOI_2_Vegas_img1.tif")
+    written: list[dict[str, bytes]] = []
     folder = tmp_path / "AOI_2_Vegas_Train/geojson/buildings"
     write_labels(folder / "buildings_AOI_2_Vegas_img1.geojson", HOUSES)
     found = task.find_images([tmp_path / "AOI_2_Vegas_Train"])
-    judge_labels(
-        label_sets_of_challenge(found, found),
-        lambda chip: (np.full((SIDE, SIDE), 3, np.uint8), "unseen"),
-        Thresholds(drop=0), StretchSettings(), (), tmp_path / "judged", found.directories,
-    )  # fmt: skip
+    for _ in range(2):
+        judge_labels(
+            label_sets_of_challenge(found, found),
+            lambda chip: (np.full((SIDE, SIDE), 3, np.uint8), "unseen"),
+            Thresholds(drop=0), StretchSettings(), (), tmp_path / "judged", found.directories,
+        )  # fmt: skip
+        files = [path for path in (tmp_path / "judged").rglob("*") if path.is_file()]
+        written.append({path.name: path.read_bytes() for path in files})
+    # The same input gives the same output.
+    assert written[0] == written[1]
     (chip,) = judged_inventory(found, tmp_path / "judged").chips
     # Nothing was predicted, so all labels are ignored, where they were.
     image = np.full((SIDE, SIDE, 3), 9, np.uint8)

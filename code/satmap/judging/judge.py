@@ -11,7 +11,7 @@ the Open Cities AI challenge, who suggested it as future work.
 
 import json
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,7 +44,6 @@ from satmap.data.own_labels import (
     read_own_shapes,
     shapes_near,
 )
-from satmap.data.registration import shift_scores
 from satmap.errors import CannotWriteError, SatmapError, error_text
 from satmap.io.checksums import FileRecord, record_file
 from satmap.io.files import atomic_directory, write_text
@@ -53,7 +52,13 @@ from satmap.io.progress import track
 from satmap.judging.agreement import compare, find_unlabelled, jaccards
 from satmap.judging.networks import Reason
 from satmap.judging.report import Building, PlaceFigures, TilePicture, write_report
-from satmap.judging.shifts import MeasuredTile, ShiftField, TileShift, measure_shifts
+from satmap.judging.shifts import (
+    MeasuredTile,
+    ShiftField,
+    TileShift,
+    measure_shifts,
+    score_blocks,
+)
 from satmap.recipes.schema import StretchSettings
 from satmap.vectors.georeference import Georeference, metres_per_degree
 
@@ -234,6 +239,7 @@ class _Judging:
         self.of_set: dict[str, list[_Tile]] = defaultdict(list)
         self.of_place: dict[str, list[_Tile]] = defaultdict(list)
         self.fields: dict[tuple[str, ...], ShiftField] = {}
+        self.sizes = Counter[str]()
         self.skipped: dict[str, str] = {}
         self.buildings: dict[str, list[Building]] = defaultdict(list)
         self.unlabelled: dict[str, int] = defaultdict(int)
@@ -243,8 +249,9 @@ class _Judging:
 
     def predict(self, label_sets: Sequence[LabelSet], predict: Predict) -> None:
         """Predict all tiles, area by area, and measure their shifts."""
-        total = sum(len(label_set.tiles) for label_set in label_sets)
-        for label_set, chip, shapes in track(self._read(label_sets), "predicting", total):
+        chips = [chip for label_set in label_sets for chip in label_set.tiles]
+        self.sizes = Counter(chip.scene or chip.aoi for chip in chips)
+        for label_set, chip, shapes in track(self._read(label_sets), "predicting", len(chips)):
             if self.measured and chip.aoi != self.measured[-1].area:
                 # Only the scores of one area are kept in memory.
                 self._measure()
@@ -280,10 +287,8 @@ class _Judging:
         probability, reason = predict(chip)
         near, _ = shapes_near(shapes, info.georeference, info.width, info.height)
         gsd_m = info.georeference.gsd_m
-        scores = None
-        if (probability >= 128).any():
-            target = probability.astype(np.float32) / 255
-            scores = shift_scores(target, near, gsd_m)
+        scene = chip.scene or chip.aoi
+        scores = score_blocks(probability, near, gsd_m, self.sizes[scene])
         path = self.maps / f"{len(self.tiles)}.png"
         if not cv2.imwrite(str(path), probability):
             raise CannotWriteError(f"{path}: cannot be written. Check that there is space.")
@@ -293,7 +298,7 @@ class _Judging:
         self.of_set[label_set.name].append(tile)
         self.measured.append(
             MeasuredTile(
-                chip.scene or chip.aoi, chip.aoi, (longitude, latitude), gsd_m,
+                scene, chip.aoi, (longitude, latitude), gsd_m,
                 max(info.width, info.height) * gsd_m, scores,
             )
         )  # fmt: skip

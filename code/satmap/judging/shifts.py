@@ -1,27 +1,34 @@
 """A smooth field of shifts between labels and predictions.
 
 Every tile is compared with its labels at all shifts. The shift of a tile is the one that fits best
-together with the tiles around it in the same scene. Where these are too few or do not agree, it is
-that of the whole scene, else that of the whole area; if neither is certain, labels stay in place.
+together with the tiles around it in the same scene. Where these do not agree, it is that of the
+whole scene, else that of the tiles around it in other scenes of the area, else that of the whole
+area; if none is certain, labels stay in place. The tiles of small scenes are compared in blocks,
+because the certainty of a shift comes from independent measurements.
 """
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
-from satmap.data.registration import Offset, ShiftScores, best_shift
+from satmap.data.registration import ShiftScores, best_shift, shift_scores
 from satmap.vectors.georeference import metres_per_degree
 
 #: What a shift was measured on.
 Evidence = Literal["tile", "scene", "area", "none"]
 Floats = NDArray[np.float64]
 
-# Number of tiles that are measured together, and the most of a scene or an area.
+# Number of tiles that are measured together, and the most measurements of a scene or an area.
 _TOGETHER, _MOST = 9, 400
+# Smallest side of a block of a tile, metres. Labels are found up to 8 m away.
+_LEAST_BLOCK_M = 20.0
 # An error below this does not make a tile count more than others in the smooth field, metres.
 _LEAST_ERROR_M = 0.3
 # Error of tiles without a certain shift, which take over that of the others.
@@ -37,7 +44,7 @@ class MeasuredTile:
         place: longitude and latitude of its centre.
         gsd_m: size of a pixel.
         side_m: length of a side.
-        scores: fit at all shifts; None without labels or predicted buildings.
+        scores: fit of each block at all shifts, without blocks that tell nothing.
     """
 
     scene: str
@@ -45,7 +52,7 @@ class MeasuredTile:
     place: tuple[float, float]
     gsd_m: float
     side_m: float
-    scores: ShiftScores | None
+    scores: tuple[ShiftScores, ...]
 
 
 @dataclass(frozen=True)
@@ -61,40 +68,69 @@ class TileShift:
 _UNKNOWN = TileShift(0.0, 0.0, 0.0, "none")
 
 
+def score_blocks(
+    probability: NDArray[np.uint8], shapes: NDArray[np.object_], gsd_m: float, tiles: int
+) -> tuple[ShiftScores, ...]:
+    """Compare a tile with its labels at all shifts, in blocks if its scene has few tiles.
+
+    Args:
+        probability: of buildings, uint8 (h, w), 0..255 for 0..1.
+        shapes: the labels in pixels.
+        gsd_m: size of a pixel.
+        tiles: number of tiles of its scene.
+    """
+    height, width = probability.shape
+    per_side = math.ceil(math.sqrt(_TOGETHER / tiles))
+    per_side = max(1, min(per_side, int(min(height, width) * gsd_m / _LEAST_BLOCK_M)))
+    found = []
+    for rows in _parts(height, per_side):
+        for columns in _parts(width, per_side):
+            part = probability[rows, columns]
+            box = shapely.box(columns.start, rows.start, columns.stop, rows.stop)
+            inside = shapes[shapely.intersects(shapes, box)]
+            if len(inside) and (part >= 128).any():
+                corner = columns.start, rows.start
+                moved = shapely.transform(inside, lambda xy, c=corner: xy - c)
+                found.append(shift_scores(part.astype(np.float32) / 255, moved, gsd_m))
+    return tuple(scores for scores in found if scores is not None)
+
+
+def _parts(length: int, count: int) -> list[slice]:
+    ends = np.linspace(0, length, count + 1).astype(int).tolist()
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
 def measure_shifts(tiles: Sequence[MeasuredTile]) -> list[TileShift]:
     """Return the shift of every tile, smooth within each scene."""
     scenes: dict[str, list[int]] = defaultdict(list)
-    areas: dict[str, list[int]] = defaultdict(list)
+    areas: dict[str, list[MeasuredTile]] = defaultdict(list)
     for number, tile in enumerate(tiles):
         scenes[tile.scene].append(number)
-        areas[tile.area].append(number)
-    of_area = {name: _shift_of([tiles[n] for n in members]) for name, members in areas.items()}
+        areas[tile.area].append(tile)
+    of_area = {name: _shift_of(members) for name, members in areas.items()}
     shifts = [_UNKNOWN] * len(tiles)
     for members in scenes.values():
-        found = _shifts_of_scene([tiles[number] for number in members], of_area)
+        area = tiles[members[0]].area
+        found = _shifts_of_scene([tiles[n] for n in members], areas[area], of_area[area])
         for number, shift in zip(members, found, strict=True):
             shifts[number] = shift
     return shifts
 
 
 def _shifts_of_scene(
-    tiles: Sequence[MeasuredTile], of_area: dict[str, TileShift | None]
+    tiles: Sequence[MeasuredTile], area: Sequence[MeasuredTile], of_area: TileShift | None
 ) -> list[TileShift]:
-    fallback = _UNKNOWN
-    if whole := _shift_of(tiles):
-        fallback = replace(whole, evidence="scene")
-    elif around := of_area[tiles[0].area]:
-        fallback = replace(around, evidence="area")
-    measured = [tile for tile in tiles if tile.scores is not None]
-    if len(measured) <= _TOGETHER:
-        return [fallback] * len(tiles)
+    """Return the shift of each tile of a scene; ``area`` are all tiles of its area."""
     places = in_metres(np.array([tile.place for tile in tiles]))
-    known = places[[tile.scores is not None for tile in tiles]]
-    shifts = []
-    for place in places:
-        near = np.argsort(np.hypot(*(known - place).T), kind="stable")[:_TOGETHER]
-        local = _shift_of([measured[n] for n in near.tolist()])
-        shifts.append(local or fallback)
+    whole = _shift_of(tiles)
+    if whole:
+        fallback = replace(whole, evidence="scene")
+    else:
+        around = _shift_near(tiles[0].place, area) or of_area
+        fallback = replace(around, evidence="area") if around else _UNKNOWN
+    if sum(bool(tile.scores) for tile in tiles) <= _TOGETHER:
+        return [fallback] * len(tiles)
+    shifts = [_shift_near(tile.place, tiles) or fallback for tile in tiles]
     if all(shift is _UNKNOWN for shift in shifts):
         return shifts
     values = np.array([(shift.right_m, shift.down_m) for shift in shifts])
@@ -106,20 +142,29 @@ def _shifts_of_scene(
     ]
 
 
+def _shift_near(place: tuple[float, float], tiles: Sequence[MeasuredTile]) -> TileShift | None:
+    """Return the shift of the tiles around a place; None if it is uncertain."""
+    measured = [tile for tile in tiles if tile.scores]
+    if not measured:
+        return None
+    away = in_metres(np.array([place, *(tile.place for tile in measured)]))
+    near = np.argsort(np.hypot(*(away[1:] - away[0]).T), kind="stable")[:_TOGETHER]
+    return _shift_of([measured[number] for number in near.tolist()])
+
+
 def _shift_of(tiles: Sequence[MeasuredTile]) -> TileShift | None:
     """Return the shift that fits tiles best; None if it is uncertain."""
-    measured = [tile for tile in tiles if tile.scores is not None]
     # Areas may have scenes of several pixel sizes, whose scores cannot be added.
-    kinds: dict[tuple[int, ...], list[MeasuredTile]] = defaultdict(list)
-    for tile in measured:
-        assert tile.scores is not None
-        kinds[(tile.scores.step, *tile.scores.surface.shape)].append(tile)
+    kinds: dict[tuple[int, ...], list[tuple[ShiftScores, float]]] = defaultdict(list)
+    for tile in tiles:
+        for scores in tile.scores:
+            kinds[(scores.step, *scores.surface.shape)].append((scores, tile.gsd_m))
     if not kinds:
         return None
     chosen = max(kinds.values(), key=len)
     chosen = chosen[:: -(-len(chosen) // _MOST)]
-    gsd_m = float(np.mean([tile.gsd_m for tile in chosen]))
-    found: Offset = best_shift([tile.scores for tile in chosen if tile.scores], gsd_m)
+    gsd_m = float(np.mean([size for _, size in chosen]))
+    found = best_shift([scores for scores, _ in chosen], gsd_m)
     if not found.is_certain:
         return None
     return TileShift(found.right * gsd_m, found.down * gsd_m, found.error * gsd_m, "tile")
