@@ -62,7 +62,7 @@ _REFERENCE_STAGE = {
 _ROUND = {"share": 0.33, "test_images": True, "tta": 4}
 _SOFT = {"labels": "soft", "ignore": [0.4, 0.6], "confidence_weights": True}
 
-# What each row changes: in the recipe, in the stage, and in the losses.
+# Changes of each row to the recipe, its stage, its losses, the length or the data of the training.
 ROWS: dict[str, dict[str, Any]] = {
     "ours": {},
     "reference": {"recipe": _REFERENCE, "stage": _REFERENCE_STAGE, "losses": {"bce": 1}},

@@ -166,7 +166,7 @@ def test_samples(encoder: Encoder, count: int) -> Floats:
 
 
 def scaled(features: Floats) -> Estimator:
-    """Return the function that standardises features as those given, and limits them."""
+    """Return a function that standardises features by the mean and spread of these."""
     mean, spread = features.mean(0), features.std(0) + 1e-3
     return lambda others: np.clip((others - mean) / spread, -6, 6).astype(np.float32)
 

@@ -314,7 +314,7 @@ def test_training_on_tiles_holds_out_whole_scenes(
 
 
 def test_scenes_with_labels_are_no_unlabelled_images(tmp_path: Path) -> None:
-    """Tiles of a scene teach; the whole scene must not come back as an unlabelled image."""
+    """A scene whose labelled tiles are trained on is left out of the unlabelled images."""
     for name in ("665946", "a42435"):
         write_scene(tmp_path / "train_tier_1/acc", name)
     (tmp_path / "more").mkdir()

@@ -18,7 +18,7 @@ from satmap.cli import main
 from satmap.data.chip import Chip
 from satmap.data.chip_label import ChipLabel
 from satmap.data.inventory import Inventory
-from satmap.data.judgement import Judgement, Thresholds, judged_inventory
+from satmap.data.judgement import Judgement, Reason, Thresholds, judged_inventory
 from satmap.data.label_files import read_label_file
 from satmap.data.labelled import find_labelled
 from satmap.data.own_data import OwnData
@@ -26,7 +26,6 @@ from satmap.data.scenes import cut_scenes
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.judging.judge import judge_labels, label_sets_of_challenge, label_sets_of_own
-from satmap.judging.networks import Reason
 from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.tasks.base import Task, task_of

@@ -18,8 +18,8 @@ from satmap.data.own_data import OwnData
 from satmap.data.own_labels import Shapes
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, record_file
-from satmap.io.text import counted, printable
-from satmap.settings import Settings
+from satmap.io.text import counted
+from satmap.settings import Settings, first_fault
 from satmap.vectors.georeference import Georeference
 
 #: Name of the file in the directory of a judgement.
@@ -37,6 +37,12 @@ def _inside(name: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 
 Verdict = Literal["keep", "drop"]
+
+#: Why networks may judge a tile: their training held it out, or has never seen it.
+Reason = Literal["held out", "unseen"]
+
+#: What a shift was measured on: the tile and those around it, its scene, its area, or nothing.
+Evidence = Literal["tile", "scene", "area", "none"]
 
 
 class Thresholds(Settings):
@@ -85,11 +91,11 @@ class JudgedTile(Settings):
     """
 
     place: str
-    networks: Literal["held out", "unseen"]
+    networks: Reason
     right_m: float
     down_m: float
     error_m: float
-    evidence: Literal["tile", "scene", "area", "none"]
+    evidence: Evidence
     before: float
     jaccard: float
     verdict: Verdict
@@ -132,11 +138,9 @@ def read_judgement(directory: Path) -> Judgement:
             "`satmap labels judge` has written."
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise SatmapError(
-            f"{path} is not a judgement of this version of satmap: {printable(place, 80)}: "
-            f"{printable(first['msg'], 200)}. Judge the labels again."
+            f"{path} is not a judgement of this version of satmap: {first_fault(error)}. Judge the "
+            "labels again."
         ) from error
 
 

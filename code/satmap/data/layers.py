@@ -31,7 +31,7 @@ SAME_GRID_PX = 0.01
 # A sample for the stretch has at most this many pixels: all, or windows spread over the layer.
 _SAMPLE_PX = 4 << 20
 _SAMPLE_WINDOWS = 64
-# Rows that are stretched at once; the intermediate values take several times their memory.
+# Rows that are stretched at once. The stretch needs several times the memory of the pixels.
 _ROWS = 256
 
 

@@ -33,6 +33,7 @@ from satmap.data.judgement import (
     JudgedLabel,
     JudgedTile,
     Judgement,
+    Reason,
     Thresholds,
 )
 from satmap.data.label_files import VectorLabels, read_label_file
@@ -50,7 +51,6 @@ from satmap.io.files import atomic_directory, write_text
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.io.progress import track
 from satmap.judging.agreement import compare, find_unlabelled, jaccards
-from satmap.judging.networks import Reason
 from satmap.judging.report import Building, PlaceFigures, TilePicture, write_report
 from satmap.judging.shifts import (
     MeasuredTile,

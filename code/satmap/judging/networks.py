@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from satmap.data.chip import Chip
+from satmap.data.judgement import Reason
 from satmap.errors import SatmapError
 from satmap.io.checksums import FileRecord, record_file
 from satmap.networks.ensemble import EnsembleMember
@@ -19,9 +19,6 @@ from satmap.tasks.base import task_of
 from satmap.tasks.buildings.settings import BUILDING
 from satmap.tasks.dense import DenseTask
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
-
-#: Why networks may judge an image: its training held it out, or has never seen it.
-Reason = Literal["held out", "unseen"]
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,15 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from satmap.data.judgement import Evidence
 from satmap.data.registration import ShiftScores, best_shift, shift_scores
 from satmap.vectors.georeference import metres_per_degree
 
-#: What a shift was measured on.
-Evidence = Literal["tile", "scene", "area", "none"]
 Floats = NDArray[np.float64]
 
 # Number of tiles that are measured together, and the most measurements of a scene or an area.

@@ -18,10 +18,10 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from satmap.errors import SatmapError
 from satmap.io.checksums import ChipRecords, FileRecord, data_fingerprint, record_file
 from satmap.io.files import write_text
-from satmap.io.text import printable, public_address
+from satmap.io.text import public_address
 from satmap.provenance.machine import Hardware, Software, this_hardware, this_software
 from satmap.recipes.schema import Recipe
-from satmap.settings import Settings
+from satmap.settings import Settings, first_fault
 from satmap.weights.header import CONTENT_KEY, read_metadata, read_weights_metadata
 from satmap.weights.members import LEARNING_KEY, WeightFile
 
@@ -281,11 +281,9 @@ def read_manifest(path: Path) -> SubmissionManifest | MapManifest | WeightsManif
     except OSError as error:
         raise SatmapError(f"{beside}: cannot be read ({error.strerror}).") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
         raise SatmapError(
-            f"{beside} is not a manifest of this version of satmap: {printable(place, 80)}: "
-            f"{printable(first['msg'], 200)}. Copy it again, or use the version that wrote it."
+            f"{beside} is not a manifest of this version of satmap: {first_fault(error)}. Copy it "
+            "again, or use the version that wrote it."
         ) from error
 
 
