@@ -28,6 +28,11 @@ PEER_FAILED = 70
 RESTART = 75
 
 
+# Whether the main thread runs a step that must not stop halfway, and a signal that came meanwhile.
+_deferring = threading.Event()
+_deferred: list[int] = []
+
+
 class Terminated(BaseException):
     """The process was asked to end.
 
@@ -93,12 +98,34 @@ def raising_terminated() -> Iterator[None]:
     Does nothing outside the main thread.
     """
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    def terminate(number: int, frame: FrameType | None) -> None:
         ignore_signals()
-        raise Terminated(number)
+        if _deferring.is_set():
+            _deferred.append(number)
+        else:
+            raise Terminated(number)
 
     with on_signals(terminate):
         yield
+
+
+@contextlib.contextmanager
+def deferring_terminated() -> Iterator[None]:
+    """Raise :class:`Terminated` of :func:`raising_terminated` only at the end of the block.
+
+    Use it around short steps that must not stop halfway, such as the start of a process that has
+    to be recorded. Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread() or _deferring.is_set():
+        yield
+        return
+    _deferring.set()
+    try:
+        yield
+    finally:
+        _deferring.clear()
+    if _deferred:
+        raise Terminated(_deferred.pop())
 
 
 def ignore_signals_in_worker(_: int = 0) -> None:

@@ -17,7 +17,7 @@ import cv2
 
 from satmap.errors import SatmapError
 from satmap.runtime.resources import SHARED_MEMORY, SHARED_MEMORY_REMEDY, can_share_locks
-from satmap.runtime.termination import SIGNALS, ignore_signals_in_worker
+from satmap.runtime.termination import SIGNALS, deferring_terminated, ignore_signals_in_worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +35,21 @@ def start_pool(workers: int) -> ProcessPoolExecutor:
             f"worker processes cannot be started: {SHARED_MEMORY} is full or missing. Give "
             f"`--workers 0`. {SHARED_MEMORY_REMEDY}"
         )
-    return ProcessPoolExecutor(workers, _Context(), initializer=_start_worker)
+    return _Pool(workers, _Context(), initializer=_start_worker)
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool that always knows the workers that it has started.
+
+    ``submit`` starts workers. One that a signal kept out of the pool's list would never end.
+    """
+
+    def submit(
+        self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> "Future[Result]":
+        """Submit a job; a signal raises :class:`~satmap.runtime.termination.Terminated` after."""
+        with deferring_terminated():
+            return super().submit(fn, *args, **kwargs)
 
 
 class _Worker(SpawnProcess):
