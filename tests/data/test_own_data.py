@@ -35,7 +35,7 @@ from satmap.io.geojson_reader import LON_LAT, project
 from satmap.prediction.run import predict
 from satmap.recipes.schema import default_recipe, parse_recipe
 from satmap.tasks.base import Task, task_of
-from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

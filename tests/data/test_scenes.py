@@ -32,7 +32,7 @@ from satmap.prediction.run import predict
 from satmap.recipes.schema import Recipe, TileSettings, parse_recipe
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.buildings.targets import BODY_BIT
-from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights

@@ -16,7 +16,8 @@ from satmap.data.unlabelled import find_unlabelled
 from satmap.errors import SatmapError
 from satmap.recipes.schema import TileSettings, load_recipe
 from satmap.tasks.base import task_of
-from satmap.tasks.dense import IGNORED_BIT, DenseTask
+from satmap.tasks.dense import DenseTask
+from satmap.tasks.losses import IGNORED_BIT
 
 
 def dense(recipe: str) -> DenseTask:

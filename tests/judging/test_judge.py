@@ -30,7 +30,7 @@ from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.buildings.labels import read_building_labels
-from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights

@@ -383,7 +383,7 @@ def test_pretrained_encoder(
     else:
         save_file(imagenet, path)
     network = build_network("resnet18", channels, ["road"])
-    load_pretrained_encoder(network, path)
+    load_pretrained_encoder(network.encoder, path)
     first = network.encoder.get_parameter("stages.0.conv1.weight")
     assert first.shape[1] == channels
     assert torch.equal(first[:, :3], imagenet["conv1.weight"])
@@ -397,7 +397,7 @@ def test_pretrained_encoders_leave_timms_classifier_out(name: str, tmp_path: Pat
     model: nn.Module = timm.create_model(name, pretrained=False)
     save_file(dict(model.state_dict()), tmp_path / "weights.safetensors")
     network = build_network(name, 4, ["road"])
-    load_pretrained_encoder(network, tmp_path / "weights.safetensors")
+    load_pretrained_encoder(network.encoder, tmp_path / "weights.safetensors")
     names = network.encoder.timm_names()
     theirs = model.state_dict()
     for ours, value in network.encoder.state_dict().items():
@@ -417,9 +417,9 @@ def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) 
     with pytest.raises(
         SatmapError, match=r"no weight file .*absent\.pth.*timm/resnet18.*--from-sc"
     ):
-        load_pretrained_encoder(network, tmp_path / "absent.pth")
+        load_pretrained_encoder(network.encoder, tmp_path / "absent.pth")
     with pytest.raises(SatmapError, match="is a directory"):
-        load_pretrained_encoder(network, tmp_path)
+        load_pretrained_encoder(network.encoder, tmp_path)
     path = tmp_path / "weights.pth"
     for saved, message in [
         ({"state_dict": imagenet}, "more than a state dict"),
@@ -430,18 +430,18 @@ def test_pretrained_encoder_errors(imagenet: dict[str, Tensor], tmp_path: Path) 
     ]:
         torch.save(saved, path)
         with pytest.raises(SatmapError, match=message):
-            load_pretrained_encoder(network, path)
+            load_pretrained_encoder(network.encoder, path)
     path.write_bytes(b"")
     with pytest.raises(SatmapError, match="cannot read"):
-        load_pretrained_encoder(network, path)
+        load_pretrained_encoder(network.encoder, path)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(bytes(100))
     with pytest.raises(SatmapError, match="not a whole safetensors file"):
-        load_pretrained_encoder(network, path)
+        load_pretrained_encoder(network.encoder, path)
     other = build_network("resnet34", 3, ["road"])
     save_file(imagenet, path)
     with pytest.raises(SatmapError, match=r"weights of resnet34: it lacks layer1.*more tensors"):
-        load_pretrained_encoder(other, path)
+        load_pretrained_encoder(other.encoder, path)
 
 
 # Broken weight files

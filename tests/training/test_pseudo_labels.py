@@ -18,7 +18,8 @@ from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.schema import Augmentation, Recipe, parse_recipe
 from satmap.runtime.ranks import Ranks
 from satmap.tasks.base import task_of
-from satmap.tasks.dense import DenseTask, pseudo_label_loss
+from satmap.tasks.dense import DenseTask
+from satmap.tasks.losses import pseudo_label_loss
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.training import pseudo_labels as labelling
 from satmap.training.loading import CropDataset

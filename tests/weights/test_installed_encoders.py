@@ -49,7 +49,7 @@ def test_the_encoder_recognises_a_cat(name: str, tmp_path: Path, no_network: Non
     """The encoder with the package's head and classifier, which satmap does not use."""
     file = find_encoder_file(tmp_path, name)
     network = build_network(name, 3, ["road"], (16, 16, 16, 16)).eval()
-    load_pretrained_encoder(network, file)
+    load_pretrained_encoder(network.encoder, file)
     whole: Any = timm.create_model(ENCODERS[name].timm_name, pretrained=False).eval()
     found = read_pickle(file)
     whole.load_state_dict(dict(zip(whole.state_dict(), found.values(), strict=True)))

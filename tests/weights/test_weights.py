@@ -263,7 +263,7 @@ def test_hostile_pickles_are_refused_and_not_run(
     with pytest.raises(SatmapError, match=r"not a (whole )?safetensors file|PyTorch pickle"):
         load_weights(renamed)
     with pytest.raises(SatmapError):
-        load_pretrained_encoder(small_network(), renamed.rename(tmp_path / "resnet18.pth"))
+        load_pretrained_encoder(small_network().encoder, renamed.rename(tmp_path / "resnet18.pth"))
     assert not marker.exists()
     # The marker would exist if the pickle had run.
     Command(marker).__reduce__()[0](f"touch '{marker}'")
@@ -810,7 +810,7 @@ def test_features_equal_those_of_pretrainedmodels(
     assert path == encoder_file(tmp_path, ours)
     assert not any(key.startswith("last_linear") for key in load_file(path))
     network = UNet(build_encoder(ours, 3), ["road"], (1, 1, 1, 1)).eval()
-    load_pretrained_encoder(network, path)
+    load_pretrained_encoder(network.encoder, path)
     if name == "inceptionresnetv2":
         # The reference pads it so that sizes halve; pretrainedmodels shrinks at the borders.
         for module in model.modules():
@@ -872,7 +872,7 @@ def test_torchvisions_resnet(wrapped: int, tmp_path: Path) -> None:
     assert metadata["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert verify_encoder_file(path, "resnet18", "") == metadata["sha256"]
     network = small_network()
-    load_pretrained_encoder(network, path)
+    load_pretrained_encoder(network.encoder, path)
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected = features_before(
@@ -907,7 +907,7 @@ def test_torchvisions_resnet(wrapped: int, tmp_path: Path) -> None:
     changed = path.read_bytes()
     path.write_bytes(changed[:-1] + bytes([changed[-1] ^ 1]))
     with pytest.raises(SatmapError, match="damaged"):
-        load_pretrained_encoder(network, path)
+        load_pretrained_encoder(network.encoder, path)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -1085,7 +1085,7 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     path = tmp_path / "imagenet" / "resnet18.safetensors"
     remedies = r"weights fetch`.*resnet18.a1_in1k and `satmap weights import` it.*--from-scratch"
     with pytest.raises(SatmapError, match=remedies):
-        load_pretrained_encoder(small_network(), path)
+        load_pretrained_encoder(small_network().encoder, path)
     # Files of killed processes are removed; files of running ones are not.
     path.parent.mkdir()
     old, new = (path.parent / f".resnet18-{name}.part" for name in ("abcdefgh", "ijklmnop"))
@@ -1104,7 +1104,7 @@ def test_fetching(server: Server, resnet18: bytes, tmp_path: Path) -> None:
     assert metadata["source"] == f"{server.url}{RESOLVE}"
     assert metadata["source_sha256"] == hashlib.sha256(resnet18).hexdigest()
     network = small_network()
-    load_pretrained_encoder(network, path)
+    load_pretrained_encoder(network.encoder, path)
     published = load(resnet18)
     assert torch.equal(
         network.encoder.get_parameter("stages.0.conv1.weight"), published["conv1.weight"]

@@ -1,8 +1,8 @@
-"""Tasks whose networks predict probability maps, and losses of such maps.
+"""Tasks whose networks predict probability maps.
 
 The engine averages the maps of symmetries, ensemble members and windows
-(:mod:`satmap.networks.ensemble`). A task defines how its labels are drawn, its losses, and how
-probability maps are vectorised.
+(:mod:`satmap.networks.ensemble`). A task defines how its labels are drawn, its losses
+(:mod:`satmap.tasks.losses`), and how probability maps are vectorised.
 """
 
 from abc import abstractmethod
@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,10 +25,8 @@ from satmap.io.text import printable
 from satmap.networks.ensemble import EnsembleMember, Strip, predict_maps, predict_strips
 from satmap.networks.unet import UNet, build_network
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
-from satmap.recipes.pseudo_labels import PseudoLabels
 from satmap.recipes.schema import Member
-from satmap.recipes.task_settings import HeadLoss
-from satmap.tasks.base import Batch, PreparedImage, Task, Total
+from satmap.tasks.base import Batch, PreparedImage, Task
 from satmap.tasks.result_decoders import MapDecoder
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import (
@@ -38,17 +35,6 @@ from satmap.weights.network_files import (
     load_weights,
     save_weights,
 )
-
-#: Bit in the first byte of targets: the loss and the score ignore the pixel.
-IGNORED_BIT = 0x20
-
-# Logit of ignored pixels. Together with a target of 0 they add exactly 0 to every loss.
-_CERTAIN = -1e4
-
-_FOCAL_GAMMA = 2.0
-
-# A channel counts for dice only with at least this many target pixels in the batch.
-_LEAST_DICE_PIXELS = 100
 
 
 @dataclass(frozen=True)
@@ -147,7 +133,7 @@ class DenseTask(Task):
     def load_encoder(self, network: nn.Module, file: Path) -> None:
         """Load the ImageNet weights of a file into the UNet's encoder."""
         assert isinstance(network, UNet)
-        load_pretrained_encoder(network, file)
+        load_pretrained_encoder(network.encoder, file)
 
     def load_start(self, network: nn.Module, file: Path) -> list[str]:
         """Load a trained UNet: encoder, decoder, and the maps of the same name and category."""
@@ -279,139 +265,3 @@ def _list(names: Sequence[str]) -> str:
 def _outputs(maps: Sequence[str], categories: Sequence[str]) -> str:
     heads = f" for each of {_list(categories)}" if categories else ""
     return f"{_list(maps)}{heads}"
-
-
-def one_process(part: Tensor) -> Tensor:
-    """Sum a tensor over a single process, which returns it unchanged."""
-    return part
-
-
-@dataclass(frozen=True)
-class Ignored:
-    """Pixels of a batch that the loss ignores.
-
-    Attributes:
-        where: bool (n, 1, h, w).
-        scale: all pixels of the batch over those that count. Multiplied by it, a mean over all
-            pixels becomes the mean over those that count.
-    """
-
-    where: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, target: Tensor, total: Total) -> "Ignored":
-        """Find the ignored pixels in the first bytes of targets, uint8 (n, h, w)."""
-        where = ((target & IGNORED_BIT) > 0).unsqueeze(1)
-        counts = torch.stack([where.new_full((), where.numel(), dtype=torch.float32),
-                              where.numel() - where.sum().float()])  # fmt: skip
-        pixels, counted = total(counts)
-        return cls(where, pixels / counted.clamp(min=1))
-
-    def silence(self, logits: Tensor) -> Tensor:
-        """Make a network certain that there is nothing in ignored pixels, as the target says."""
-        return logits.masked_fill(self.where, _CERTAIN)
-
-
-def head_loss(
-    logits: Tensor,
-    target: Tensor,
-    weights: HeadLoss,
-    total: Total = one_process,
-    scale: Tensor | float = 1.0,
-) -> Tensor:
-    """Compute the weighted sum of dice, focal loss and cross entropy of one head.
-
-    Logits and target, which holds 0 and 1, are float32 (n, maps, h, w). Means over the pixels are
-    multiplied by ``scale``, see :class:`Ignored`.
-    """
-    loss = logits.new_zeros(())
-    if weights.dice:
-        loss = loss + weights.dice * dice_loss(logits, target, total)
-    if weights.focal or weights.bce:
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        # exp(-cross entropy) is the probability given to the true class: focal loss
-        # (arXiv 1708.02002) without a second pass over sigmoid.
-        surprise = -torch.expm1(-cross_entropy)
-        focal = (surprise**_FOCAL_GAMMA * cross_entropy).mean() * scale
-        loss = loss + weights.focal * focal + weights.bce * (cross_entropy.mean() * scale)
-    return loss
-
-
-def dice_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:
-    """Return one minus the soft dice of each channel over the batch, averaged over channels.
-
-    Channels with fewer than 100 target pixels do not count; the loss is 0 if none counts.
-    """
-    probabilities = logits.sigmoid()
-    over = (0, 2, 3)
-    # Sum over the whole batch first: the dice of a batch is not the mean dice of its parts.
-    size, overlap, predicted = total(
-        torch.stack([target.sum(over), (probabilities * target).sum(over), probabilities.sum(over)])
-    )
-    # The prediction enters linearly, as in the reference, not squared.
-    dice = 1 - 2 * overlap / (predicted + size + 1e-3)
-    counted = (size >= _LEAST_DICE_PIXELS).float()
-    mean: Tensor = (dice * counted).sum() / counted.sum().clamp(min=1)
-    return mean
-
-
-def pseudo_label_loss(
-    logits: Tensor,
-    probabilities: Tensor,
-    taught: Tensor,
-    settings: PseudoLabels,
-    total: Total = one_process,
-) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of a network from its teacher.
-
-    Each map is a binary classification. The mean is over all pixels with pseudo-labels. Ignored
-    ones add 0 to it, so uncertain batches weigh less, as in FixMatch (arXiv 2001.07685).
-
-    Args:
-        logits: float (n, maps, h, w).
-        probabilities: of the teacher, uint8 (n, maps, h, w), 0..255 for 0..1.
-        taught: bool (n, h, w): where there are pseudo-labels.
-        settings: hard or soft labels, temperature, ignored and weighted pixels.
-        total: sums a tensor over the processes that share the batch.
-
-    Returns:
-        The loss, whose mean over the processes is the loss of the whole batch.
-    """
-    teacher = probabilities.float() / 255
-    where = taught.unsqueeze(1).expand_as(teacher)
-    weights = where.float()
-    if settings.ignore is not None:
-        low, high = settings.ignore
-        weights = weights.masked_fill((teacher > low) & (teacher < high), 0)
-    if settings.confidence_weights:
-        weights = weights * (2 * teacher - 1).abs()
-    logits, temperature = logits.float(), 1.0
-    if settings.labels == "hard":
-        teacher = (probabilities >= 128).float()
-    elif settings.temperature != 1:
-        temperature = settings.temperature
-        # Half a step of uint8 keeps the logits finite.
-        teacher = (teacher.logit(eps=0.5 / 255) / temperature).sigmoid()
-    entropy = -(torch.xlogy(teacher, teacher) + torch.xlogy(1 - teacher, 1 - teacher))
-    cross_entropy = F.binary_cross_entropy_with_logits(
-        logits / temperature, teacher, reduction="none"
-    )
-    # Subtract the teacher's entropy, so that the loss is 0 if both agree. Gradients of softened
-    # logits are smaller by the square of the temperature.
-    loss = (temperature**2 * (cross_entropy - entropy) * weights).sum()
-    pixels, counted = total(
-        torch.stack([weights.new_tensor(float(weights.numel())), where.sum().float()])
-    )
-    mean: Tensor = loss / weights.numel() * (pixels / counted.clamp(min=1))
-    return mean
-
-
-def recall_loss(logits: Tensor, target: Tensor, total: Total = one_process) -> Tensor:
-    """Return one minus the soft recall over the batch; 0 without target pixels.
-
-    It does not penalise false positives, so use it only together with a loss that does.
-    """
-    size, found = total(torch.stack([target.sum(), (logits.sigmoid() * target).sum()]))
-    missed: Tensor = (size - found) / size.clamp(min=1)
-    return missed

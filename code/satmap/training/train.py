@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from satmap.io.checksums import FileRecord
 from satmap.tasks.base import Batch
-from satmap.tasks.dense import pseudo_label_loss
+from satmap.tasks.losses import pseudo_label_loss
 from satmap.training.checkpoints import save_checkpoints, write_logs
 from satmap.training.distributed import Forward, sum_over_ranks, synced_norms
 from satmap.training.epoch import Epoch, Step

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from satmap.errors import SatmapError
-from satmap.networks.encoders import adapt_first_conv, pretrained_config
+from satmap.networks.encoders import Encoder, adapt_first_conv, pretrained_config
 from satmap.networks.layers import without_values
 from satmap.networks.unet import UNet, build_network
 from satmap.weights.header import (
@@ -98,17 +98,16 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
     return network.eval(), metadata
 
 
-def load_pretrained_encoder(network: UNet, path: Path) -> None:
-    """Load ImageNet weights with timm's names into the network's encoder.
+def load_pretrained_encoder(encoder: Encoder, path: Path) -> None:
+    """Load ImageNet weights with timm's names into an encoder.
 
-    The classifier is dropped, and the first convolution is adapted to the network's channels. The
+    The classifier is dropped, and the first convolution is adapted to the encoder's channels. The
     file comes from ``satmap weights fetch`` or ``import``, is timm's ``model.safetensors``, or a
     ``.pth`` that holds only the state dict.
 
     Raises:
         SatmapError: the file does not exist, cannot be read, or is for another architecture.
     """
-    encoder = network.encoder
     remedy = how_to_get(encoder.name)
     require_weight_file(path, f"It should hold ImageNet weights of {encoder.name}. {remedy}")
     if path.suffix == ".safetensors":

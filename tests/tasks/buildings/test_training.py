@@ -32,7 +32,7 @@ from satmap.tasks.buildings.settings import (
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, encode_weights
 from satmap.tasks.buildings.task import BuildingTask
-from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.training.epoch import learning_rate
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train

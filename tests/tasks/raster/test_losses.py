@@ -9,7 +9,7 @@ from torch import Tensor
 
 from satmap.tasks.buildings.settings import BUILDING, CONTACT
 from satmap.tasks.buildings.targets import BODY_BIT, CONTACT_BIT
-from satmap.tasks.dense import IGNORED_BIT, one_process
+from satmap.tasks.losses import IGNORED_BIT, one_process
 from satmap.tasks.raster.losses import lovasz_loss, raster_loss
 from satmap.tasks.raster.settings import RasterLosses
 

@@ -6,7 +6,15 @@ import torchvision
 
 from satmap.recipes.schedules import CosineSchedule, StepSchedule
 from satmap.recipes.task_settings import HeadLoss
-from satmap.tasks.dense import IGNORED_BIT, dice_loss, head_loss, recall_loss
+from satmap.tasks.losses import (
+    IGNORED_BIT,
+    centreline_dice_loss,
+    dice_loss,
+    feature_loss,
+    head_loss,
+    recall_loss,
+    soft_skeleton,
+)
 from satmap.tasks.roads.losses import road_loss, split_heads
 from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
@@ -135,3 +143,65 @@ def test_ignored_pixels_do_not_count() -> None:
     assert logits.grad[..., :16].any()
     nothing, _ = road_loss(logits, ROAD_MAPS, torch.full_like(target, IGNORED_BIT), losses)
     assert nothing.item() == 0
+
+
+def test_soft_skeleton_is_the_middle_of_a_bar() -> None:
+    bar = torch.zeros(1, 1, 21, 40)
+    bar[..., 6:15, :] = 1
+    skeleton = soft_skeleton(bar)[0, 0]
+    assert skeleton[10, 10:30].tolist() == [1] * 20
+    assert skeleton.sum(0)[10:30].tolist() == [1] * 20
+
+
+def test_centreline_dice_by_hand() -> None:
+    """A road of 40 pixels, half found, and a false road of 20 pixels beside it."""
+    road = torch.zeros(1, 1, 40, 40)
+    road[..., 8:13, :] = 1
+    centre = torch.zeros_like(road)
+    centre[..., 10, :] = 1
+    assert centreline_dice_loss((road - 0.5) * 80, road, centre).item() == pytest.approx(
+        0, abs=0.02
+    )
+    found = road.clone()
+    found[..., 20:] = 0
+    found[..., 28:33, :20] = 1
+    # Precision and recall are about a half, and so is their harmonic mean.
+    loss = centreline_dice_loss((found - 0.5) * 80, road, centre)
+    assert loss.item() == pytest.approx(0.5, abs=0.05)
+    nothing = torch.zeros_like(road)
+    assert centreline_dice_loss((found - 0.5) * 80, nothing, nothing).item() == 0
+
+
+def test_feature_loss_prefers_a_moved_edge_to_a_gap() -> None:
+    """Both predictions have the same number of wrong pixels."""
+    road = torch.zeros(1, 1, 64, 64)
+    road[..., 28:36, :] = 1
+    gap, narrow = road.clone(), road.clone()
+    gap[..., 28:36, 30:34] = 0
+    narrow[..., 28, 16:48] = 0
+    assert (gap != road).sum() == (narrow != road).sum() == 32
+    losses = [feature_loss((found - 0.5) * 80, road) for found in (road, narrow, gap)]
+    assert losses[0].item() == pytest.approx(0, abs=1e-4)
+    assert losses[0] < losses[1] < losses[2]
+    logits = torch.zeros_like(road, requires_grad=True)
+    feature_loss(logits, road).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["recall", "centreline_dice", "features"])
+def test_further_road_losses_ignore_pixels_and_have_their_weight(name: str) -> None:
+    torch.manual_seed(0)
+    target = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    target[:, 10:16] = 1 + CENTRE_BIT
+    target[..., 16:] = IGNORED_BIT
+    logits = torch.randn(2, len(ROAD_MAPS), 32, 32)
+    others = {"speed": HeadLoss(), "junction": HeadLoss()}
+    once, twice = (
+        road_loss(logits, ROAD_MAPS, target, Losses(road=RoadHeadLoss(**{name: w}), **others))[0]
+        for w in (1.0, 2.0)
+    )
+    assert once > 0 and twice.item() == pytest.approx(2 * once.item(), rel=1e-5)
+    changed = logits.clone()
+    changed[..., 16:] = 9
+    losses = Losses(road=RoadHeadLoss(**{name: 1.0}), **others)
+    assert torch.equal(road_loss(changed, ROAD_MAPS, target, losses)[0], once)

@@ -11,7 +11,8 @@ from satmap.data.label_files import Kind
 from satmap.data.layouts.spacenet_buildings import building_image_id
 from satmap.tasks.buildings.labels import trace_parts
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
-from satmap.tasks.dense import IGNORED_BIT, DenseTask
+from satmap.tasks.dense import DenseTask
+from satmap.tasks.losses import IGNORED_BIT
 
 
 class FootprintTask(DenseTask):

@@ -18,7 +18,7 @@ from satmap.data.layouts.mapping_challenge import outline, read_coco_annotations
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
 from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.vectors.buildings import Polygons
 
 

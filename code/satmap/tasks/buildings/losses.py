@@ -13,7 +13,7 @@ from satmap.tasks.buildings.settings import (
     BuildingLosses,
 )
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT, weight_table
-from satmap.tasks.dense import Ignored, head_loss
+from satmap.tasks.losses import Ignored, head_loss
 
 _BITS = {BUILDING: BODY_BIT, BORDER: BORDER_BIT, CONTACT: CONTACT_BIT}
 _WEIGHTS = torch.from_numpy(weight_table())

@@ -6,7 +6,7 @@ from torch import Tensor
 from satmap.tasks.base import Total
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT
 from satmap.tasks.buildings.targets import BODY_BIT, BORDER_BIT, CONTACT_BIT
-from satmap.tasks.dense import Ignored, head_loss
+from satmap.tasks.losses import Ignored, head_loss
 from satmap.tasks.raster.settings import FootprintLoss, RasterLosses
 
 BITS = {BUILDING: BODY_BIT, BORDER: BORDER_BIT, CONTACT: CONTACT_BIT}

@@ -11,7 +11,7 @@ from satmap.data.chip import Chip
 from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import read_geojson
-from satmap.tasks.dense import IGNORED_BIT
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.settings import RoadSettings, TargetSettings
 from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT, RoadLabel, rasterize_roads
 from satmap.vectors.georeference import Georeference

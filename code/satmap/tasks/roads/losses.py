@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from satmap.tasks.base import Total
-from satmap.tasks.dense import Ignored, head_loss, one_process, recall_loss
+from satmap.tasks.losses import (
+    Ignored,
+    centreline_dice_loss,
+    feature_loss,
+    head_loss,
+    one_process,
+    recall_loss,
+)
 from satmap.tasks.roads.settings import JUNCTION, ROAD, SPEED_MAPS, RoadLosses
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
 from satmap.vectors.speeds import SPEED_BINS
@@ -38,7 +45,7 @@ def road_loss(
     """Return the weighted sum of the losses of all heads.
 
     The ten speed bins form one head with one weight. Dice is computed per bin, focal loss and cross
-    entropy over all bins together (:func:`satmap.tasks.dense.head_loss`).
+    entropy over all bins together (:func:`satmap.tasks.losses.head_loss`).
 
     Args:
         logits: float (n, maps, h, w).
@@ -58,9 +65,14 @@ def road_loss(
         picked = ignored.silence(logits[:, [map_names.index(name) for name in names]].float())
         weights, truth = getattr(losses, head), targets[head].float()
         parts[head] = head_loss(picked, truth, weights, total, ignored.scale)
+    road, centre = logits[:, [map_names.index(ROAD)]].float(), targets["centre"].float()
     if losses.road.recall:
-        road = logits[:, [map_names.index(ROAD)]].float()
-        missed = recall_loss(road, targets["centre"].float(), total)
-        parts["road"] = parts["road"] + losses.road.recall * missed
+        parts["road"] = parts["road"] + losses.road.recall * recall_loss(road, centre, total)
+    road, truth = ignored.silence(road), targets["road"].float()
+    if losses.road.centreline_dice:
+        apart = centreline_dice_loss(road, truth, centre, total)
+        parts["road"] = parts["road"] + losses.road.centreline_dice * apart
+    if losses.road.features:
+        parts["road"] = parts["road"] + losses.road.features * feature_loss(road, truth)
     loss = torch.stack(list(parts.values())).sum()
     return loss, {head: part.detach() for head, part in parts.items()}

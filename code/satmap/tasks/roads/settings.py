@@ -29,12 +29,18 @@ ROAD_FILE_MAPS = {1: (ROAD,), len(ROAD_MAPS): ROAD_MAPS}
 class RoadHeadLoss(HeadLoss):
     """Loss weights of the road map.
 
-    ``recall`` weights the skeleton recall loss (arXiv 2404.03010): the share of the roads' centre
-    pixels that the network misses. A broken road then costs as much as its length, however few
-    pixels are missing.
+    Attributes:
+        recall: weight of the skeleton recall loss (arXiv 2404.03010): the share of the roads'
+            centre pixels that the network misses. A broken road then costs as much as its length,
+            however few pixels are missing.
+        centreline_dice: weight of the centreline dice (clDice, arXiv 2003.07311), which also
+            penalises predicted lines that are not on a road.
+        features: weight of the difference of features of an ImageNet network (arXiv 1712.02190).
     """
 
     recall: PositiveFloat | None = None
+    centreline_dice: PositiveFloat | None = None
+    features: PositiveFloat | None = None
 
 
 class RoadLosses(TaskLosses):

@@ -29,7 +29,8 @@ from satmap.report.pictures import roads_picture
 from satmap.submissions.roads_csv import RoadRow, rows_of_graph, write_roads_csv
 from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.dense import IGNORED_BIT, DenseTask
+from satmap.tasks.dense import DenseTask
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.join_blocks import join_blocks
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
