@@ -566,6 +566,38 @@ def test_training_with_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
         task("roads").find_images([folder])
 
 
+def test_chips_of_several_places_are_joined(tmp_path: Path) -> None:
+    """The places have images, and so chips, of the same name; two chips of one are copies."""
+    folders = []
+    for place, count in (("town", 2), ("village", 4)):
+        for number in range(count):
+            houses = grid_of_houses(6 if place == "town" else 4)
+            write_image(tmp_path / place / "images" / f"{number}.png", picture(houses))
+            mask = np.zeros((1, SIDE, SIDE), np.uint8)
+            for left, top, right, bottom in houses[number:]:
+                mask[0, top:bottom, left:right] = 255
+            write_image(tmp_path / place / "masks" / f"{number}.png", mask)
+        own = OwnData((str(tmp_path / place / "images"),), tmp_path / place / "masks")
+        folders.append(folder_of(find(own, "buildings", tmp_path / "cache")))
+    buildings = task("buildings")
+    inventory = buildings.find_images(folders)
+    parts = [buildings.find_images([folder]) for folder in folders]
+    assert [chip.image_id for chip in inventory.chips] == [
+        f"set{number}-{chip.image_id}"
+        for number, part in enumerate(parts, 1)
+        for chip in part.chips
+    ]
+    assert [chip.label for chip in inventory.chips] == [c.label for p in parts for c in p.chips]
+    assert {chip.aoi for chip in inventory.chips} == {"set1-images", "set2-images"}
+    sites = {chip.site for chip in inventory.chips}
+    assert inventory.duplicates and all(sites >= set(group) for group in inventory.duplicates)
+    assert "set2: 4 chips" in inventory.summary()
+    with pytest.raises(SatmapError, match="given twice"):
+        buildings.find_images([folders[0], folders[0]])
+    with pytest.raises(SatmapError, match="images does not. Give only such folders"):
+        buildings.find_images([folders[0], tmp_path / "town/images"])
+
+
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data")
 
 

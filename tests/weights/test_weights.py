@@ -48,7 +48,7 @@ from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights import fetch
 from satmap.weights.fetch import Fetched, fetch_encoder
 from satmap.weights.header import read_metadata, read_weights_metadata
-from satmap.weights.members import choose, find_weights, recipe_of
+from satmap.weights.members import choose, describe_networks, find_weights, recipe_of
 from satmap.weights.network_files import (
     load_pretrained_encoder,
     load_weights,
@@ -116,6 +116,40 @@ def test_every_kind_of_tensor_round_trips(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], value) for name, value in tensors.items())
         assert all(found[name].dtype == value.dtype for name, value in tensors.items())
     assert read_metadata(path)["text"] == "ünïcode \n too"
+
+
+def test_a_shrunk_file_is_half_as_large_and_predicts_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = small_network().eval()
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.last.safetensors"
+    save_weights(whole, network, {"member": "m", "scores": '{"apls": 0.5}'})
+    with pytest.raises(SystemExit) as ended:
+        main(["weights", "shrink", str(half), str(whole)])
+    assert ended.value.code == 0 and " MB instead of " in capsys.readouterr().out
+    assert half.stat().st_size < 0.52 * whole.stat().st_size
+    assert read_weights_metadata(half) == read_weights_metadata(whole)
+    read, _ = load_weights(half)
+    assert all(value.dtype != torch.float16 for value in read.state_dict().values())
+    image = torch.randn(1, read.encoder.in_channels, 64, 64)
+    with torch.no_grad():
+        difference = (read(image).sigmoid() - network(image).sigmoid()).abs().max()
+    assert 0 < difference < 1 / 255
+    with pytest.raises(SystemExit):
+        main(["weights", "shrink", str(tmp_path / "half.pth"), str(whole)])
+    assert "ends in .safetensors" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_described_with_its_mean_scores(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    for number, scores in enumerate(({"apls": 0.5, "dice": 0.25}, {"apls": 0.6}, {})):
+        metadata = {"recipe": recipe.model_dump_json(), "epoch": str(number)}
+        metadata["scores"] = json.dumps(scores)
+        save_weights(tmp_path / f"{number}.last.safetensors", small_network(), metadata)
+    text = describe_networks(find_weights(tmp_path), recipe)
+    assert text == "3 networks of recipe demo, 4 views of each image; on held-out images: apls 0.55"
+    assert describe_networks(find_weights(tmp_path)[2:], recipe).endswith("4 views of each image")
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from satmap.weights.header import (
     read_weights_metadata,
 )
 from satmap.weights.members import choose, find_weights, recipe_of
+from satmap.weights.starters import starter_weights
 
 # Largest number of weight files that a message names.
 _NAMED_FILES = 20
@@ -46,11 +47,12 @@ def check_prediction(options: argparse.Namespace) -> None:
 
 
 def check_mapping(options: argparse.Namespace) -> None:
-    """Check sources, outputs, weights and recipe of ``map``."""
+    """Check sources, outputs, weights and recipe of ``map``; choose the starter network."""
     for source in options.sources:
         if "://" not in source:
             require_existing(Path(source))
     require_outputs(options.output, options.export)
+    options.weights = options.weights or starter_weights(options.task)
     files = find_weights(options.weights)
     recipe = load_recipe(options.recipe) if options.recipe else recipe_of(files)
     require_task(recipe, options.task)

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from satmap.recipes.schema import Recipe
 
 
-def add_weights(sub: Parser) -> None:
-    """Add the option for the directory of weights."""
+def add_weights(sub: Parser, starters: bool = False) -> None:
+    """Add the option for the directory of weights. The default is ``starters`` or weights/."""
+    given = os.environ.get("WEIGHTS_DIR", "" if starters else "weights")
+    other = "else the starter network of the task" if starters else "else weights"
     sub.value(
         "--weights DIR",
         Path,
-        "directory of weights (default: $WEIGHTS_DIR or %(default)s)",
-        default=Path(os.environ.get("WEIGHTS_DIR", "weights")),
+        f"directory of weights (default: $WEIGHTS_DIR, {other})",
+        default=Path(given) if given else None,
     )
 
 
@@ -34,9 +36,9 @@ def add_directories(sub: Parser, content: str = "images") -> None:
     sub.value("directories DIR", Path, f"directory of {content}, searched to any depth", nargs="+")
 
 
-def add_networks(sub: Parser) -> None:
-    """Add the options for the directory of weights and the device."""
-    add_weights(sub)
+def add_networks(sub: Parser, starters: bool = False) -> None:
+    """Add the options for the directory of weights and the device; see :func:`add_weights`."""
+    add_weights(sub, starters)
     sub.add_argument(
         "--device",
         default="auto",

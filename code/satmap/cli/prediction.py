@@ -166,11 +166,15 @@ def add_map(commands: Commands) -> None:
         "--export PATH", Path, "also write this format; repeatable", action="append", default=[]
     )
     add_crs(map_)
-    map_.add_argument("--task", choices=task_names(), help="what to map (default: as the weights)")
+    map_.add_argument(
+        "--task",
+        choices=task_names(),
+        help="what to map; chooses the starter network (default: as the weights)",
+    )
     map_.add_argument(
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
     )
-    add_networks(map_)
+    add_networks(map_, starters=True)
     add_reading(map_, "metres per pixel for the networks (default: that of the training images)")
     map_.value(
         "--stretch LOW,HIGH",
@@ -190,6 +194,7 @@ def add_map(commands: Commands) -> None:
 def _map(options: argparse.Namespace) -> int:
     """Map any images: GeoTIFF, VRT, JPEG, PNG, WebP, JPEG 2000, MBTiles, map tiles.
 
+    Without --weights, satmap's own starter network for the task is used (docs/models/).
     All images with a georeference become one map, without seams. Images without one are mapped
     separately, in pixels. Images are read in the pixel size that the networks were trained with.
     A raster or a part of it that cannot be read is left out and reported at the end. The exit
@@ -197,8 +202,8 @@ def _map(options: argparse.Namespace) -> int:
     resumes, too.
 
     Examples:
-      satmap map town.tif roads.gpkg --weights weights
-      satmap map town.tif roads.gpkg --export roads.osm --crs EPSG:2154 --weights weights
+      satmap map town.tif roads.gpkg --task roads
+      satmap map town.tif roads.gpkg --weights weights --export roads.osm --crs EPSG:2154
       satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19
     """
     from satmap.cli.checks import check_mapping

@@ -15,7 +15,7 @@ _SHOWN = 100
 
 def add_weights_actions(commands: Commands) -> None:
     """Add ``weights`` and its actions."""
-    text = "Import, average or show weight files, or download ImageNet weights of encoders."
+    text = "Import, average, shrink or show weight files, or download ImageNet weights of encoders."
     actions = commands.group("weights", text)
     import_ = actions.add("import", _weights_import)
     import_.value("file FILE", Path, "published weight file")
@@ -27,6 +27,9 @@ def add_weights_actions(commands: Commands) -> None:
     average = actions.add("average", _weights_average)
     average.value("output OUT.safetensors", Path, "weight file to write")
     average.value("files FILE", Path, "weight file to average", nargs="+")
+    shrink = actions.add("shrink", _weights_shrink)
+    shrink.value("output OUT.safetensors", Path, "weight file to write")
+    shrink.value("file FILE", Path, "weight file of a network")
     show = actions.add("show", _weights_show)
     show.value("file FILE", Path, "weight file of satmap")
 
@@ -89,8 +92,7 @@ def _weights_average(options: argparse.Namespace) -> int:
     """
     from satmap.cli.checks import require_networks
 
-    if options.output.suffix != ".safetensors":
-        raise SatmapError(f"{options.output}: give a name that ends in .safetensors.")
+    _require_suffix(options.output)
     if len(options.files) < 2:
         raise SatmapError(f"{options.files[0]} is a single file: give two or more to average.")
     require_networks(options.files)
@@ -102,6 +104,32 @@ def _weights_average(options: argparse.Namespace) -> int:
     write_derived_manifest(options.output, options.files, options.arguments)
     print(f"{options.output}: the mean of {len(options.files)} networks")
     return 0
+
+
+def _weights_shrink(options: argparse.Namespace) -> int:
+    """Store a network in half precision, in half the space.
+
+    Examples:
+      satmap weights shrink roads.safetensors weights/all-efficientnet_lite0-3band.last.safetensors
+    """
+    from satmap.cli.checks import require_networks
+
+    _require_suffix(options.output)
+    require_networks([options.file])
+    require_writable(options.output)
+    from satmap.provenance.manifest import write_derived_manifest
+    from satmap.weights.network_files import shrink_weights
+
+    shrink_weights(options.output, options.file)
+    write_derived_manifest(options.output, [options.file], options.arguments)
+    sizes = [path.stat().st_size / 1e6 for path in (options.output, options.file)]
+    print(f"{options.output}: {sizes[0]:.1f} MB instead of {sizes[1]:.1f} MB")
+    return 0
+
+
+def _require_suffix(output: Path) -> None:
+    if output.suffix != ".safetensors":
+        raise SatmapError(f"{output}: give a name that ends in .safetensors.")
 
 
 def _weights_show(options: argparse.Namespace) -> int:

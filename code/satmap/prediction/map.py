@@ -54,7 +54,7 @@ from satmap.runtime.device import pick_device
 from satmap.submissions.output_checks import require_any_format, require_outputs
 from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import trained_gsd
+from satmap.weights.members import describe_networks, trained_gsd
 
 # An address within a message.
 _ADDRESS = re.compile(r"\w+://\S+")
@@ -216,11 +216,7 @@ def _plan(request: MapRequest) -> MapPlan:
         names += [(map_id, box, around) for box, around in zip(blocks.values(), seen, strict=True)]
         tiles += _tiles(map_id, mosaic, blocks, seen, len(tiles), request, task)
     _require_fitting_outputs(request, task, mosaics, [tile.chip for tile in tiles])
-    print(
-        f"{len(tiles)} blocks, {len(files)} networks, {recipe.inference.tta} test-time "
-        "augmentations",
-        flush=True,
-    )
+    print(f"{len(tiles)} blocks; {describe_networks(files, recipe)}", flush=True)
     options = [request.bands, request.priority, request.stretch, gsd, side, context]
     return MapPlan(
         recipe,

@@ -25,7 +25,14 @@ from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.output_checks import require_formats
 from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.dense import DenseTask
-from satmap.weights.members import WeightFile, choose, find_weights, recipe_of, trained_gsd
+from satmap.weights.members import (
+    WeightFile,
+    choose,
+    describe_networks,
+    find_weights,
+    recipe_of,
+    trained_gsd,
+)
 
 # Warn if pixels are larger or smaller than those of the training by more than this factor.
 _FAR_SIZE = 1.5
@@ -210,10 +217,7 @@ def make_plan(request: Request) -> Plan:
     task.check_outputs(request.output, inventory.chips)
     _require_categories(inventory, task)
     print(inventory.summary(), flush=True)
-    print(
-        f"ensemble of {len(files)} networks, {recipe.inference.tta} test-time augmentations",
-        flush=True,
-    )
+    print(describe_networks(files, recipe), flush=True)
     if rating_model:
         print(f"{task.noun} chosen and rated by {rating_model.name}", flush=True)
     warnings = [*inventory.warnings, *_pixel_size_warnings(inventory.chips, task, files)]

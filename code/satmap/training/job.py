@@ -94,9 +94,15 @@ class Job:
         """Metadata about the training images: pixel size, and mean and spread of each band.
 
         The bands are sampled: the middle of up to ``_SAMPLED_CHIPS`` chips, without pixels that
-        have no data. The pixel size is left out if no chip has a georeference.
+        have no data. Chips without georeference count with the pixel size that the user stated or
+        the recipe assumes; if there is none, the pixel size is left out.
         """
-        sizes = [chip.gsd_m for chip in self.training if chip.gsd_m is not None]
+        assumed = self.task.default_metres_per_pixel is not None
+        sizes = [
+            chip.gsd_m or float(np.mean(chip.metres_per_pixel))
+            for chip in self.training
+            if chip.gsd_m or assumed
+        ]
         found = {GSD_KEY: json.dumps(round(sum(sizes) / len(sizes), 4))} if sizes else {}
         chosen = np.linspace(0, len(self.training) - 1, min(_SAMPLED_CHIPS, len(self.training)))
         sums = np.zeros((3, self.member.bands))

@@ -22,6 +22,7 @@ from satmap.weights.header import (
 )
 
 _NAMES = TypeAdapter(list[str])
+_SCORES = TypeAdapter(dict[str, float])
 _GSD = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 _BANDS = TypeAdapter(Annotated[list[Annotated[float, Field(ge=0, le=255)]], Field(min_length=1)])
 
@@ -118,6 +119,15 @@ class WeightFile:
         )
         return None if means is None or spreads is None else (means, spreads)
 
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Scores on the images that the training held out; none if it held out none.
+
+        Raises:
+            SatmapError: the metadata are not numbers by name.
+        """
+        return self._parsed("scores", _SCORES, "numbers by name") or {}
+
     def _parsed(self, key: str, kind: TypeAdapter[_Value], expected: str) -> _Value | None:
         """Parse metadata in JSON; None if there are none."""
         text = self.metadata.get(key)
@@ -195,6 +205,17 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
             "with, or none."
         )
     return list(chosen.values())
+
+
+def describe_networks(files: Sequence[WeightFile], recipe: Recipe) -> str:
+    """Describe an ensemble in one line: number of networks, recipe, mean scores when held out."""
+    text = f"{len(files)} networks" if len(files) > 1 else "1 network"
+    text += f" of recipe {recipe.name}, {recipe.inference.tta} views of each image"
+    known = [file.scores for file in files if file.scores]
+    names = [name for name in (known[0] if known else ()) if all(name in each for each in known)]
+    means = (f"{name} {sum(each[name] for each in known) / len(known):.2f}" for name in names)
+    scores = ", ".join(means)
+    return f"{text}; on held-out images: {scores}" if scores else text
 
 
 def trained_gsd(files: Sequence[WeightFile]) -> float | None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,69 @@ INDEX = "chips.json"
 
 
 def find_cut_chips(directories: Sequence[Path], task_name: str) -> Inventory | None:
-    """List the chips of a folder that satmap cut for a task; None for other directories.
+    """List the chips of folders that satmap cut for a task; None for other directories.
+
+    With several folders, ids and areas begin with the number of the folder: ``set1-``, ``set2-``.
 
     Raises:
-        SatmapError: there are further directories, the chips are those of another task, or the
+        SatmapError: there are other directories, too, the chips are those of another task, or an
             index is damaged.
     """
     cut = [directory for directory in directories if (directory / INDEX).is_file()]
     if not cut:
         return None
-    if len(directories) > 1:
+    if len(cut) < len(directories):
+        other = next(directory for directory in directories if directory not in cut)
         raise SatmapError(
-            f"{cut[0]} holds chips that satmap cut. Give it alone, not with other directories."
+            f"{cut[0]} holds chips that satmap cut, and {other} does not. Give only such folders, "
+            "or none."
         )
-    return read_chips(cut[0], task_name)
+    if len(set(map(Path.resolve, cut))) < len(cut):
+        raise SatmapError("the same folder of chips is given twice.")
+    found = [read_chips(directory, task_name) for directory in cut]
+    return found[0] if len(found) == 1 else _joined(found)
+
+
+def _joined(parts: Sequence[Inventory]) -> Inventory:
+    """Join the chips of several folders, which may have the same ids and areas."""
+    joined = [
+        _renamed(inventory, f"set{number}-") for number, inventory in enumerate(parts, start=1)
+    ]
+    return Inventory(
+        chips=tuple(chip for each in joined for chip in each.chips),
+        faults={name: fault for each in joined for name, fault in each.faults.items()},
+        warnings=tuple(warning for each in joined for warning in each.warnings),
+        labels_without_image=tuple(p for each in joined for p in each.labels_without_image),
+        long_ids={name: long for each in joined for name, long in each.long_ids.items()},
+        ignored=(),
+        directories=tuple(place for each in joined for place in each.directories),
+        label_names={name: tried for each in joined for name, tried in each.label_names.items()},
+        notes=tuple(note for each in joined for note in each.notes),
+        duplicates=tuple(group for each in joined for group in each.duplicates),
+    )
+
+
+def _renamed(inventory: Inventory, prefix: str) -> Inventory:
+    """Put a prefix before the ids, areas and sites of the chips, and before the notes."""
+    chips = tuple(
+        replace(
+            chip,
+            image_id=prefix + chip.image_id,
+            long_id=prefix + chip.long_id,
+            aoi=prefix + chip.aoi,
+            place=chip.place and prefix + chip.place,
+        )
+        for chip in inventory.chips
+    )
+    return replace(
+        inventory,
+        chips=chips,
+        faults={prefix + name: fault for name, fault in inventory.faults.items()},
+        long_ids={chip.image_id: chip.long_id for chip in chips},
+        label_names={prefix + name: tried for name, tried in inventory.label_names.items()},
+        notes=tuple(f"{prefix.rstrip('-')}: {note}" for note in inventory.notes),
+        duplicates=tuple(tuple(prefix + site for site in group) for group in inventory.duplicates),
+    )
 
 
 def read_chips(directory: Path, task_name: str, folds: int | None = None) -> Inventory:
