@@ -9,7 +9,7 @@ from pathlib import Path
 from satmap.data.chip import Chip
 from satmap.data.imagery import MULTISPECTRAL, RGB, RGB_NIR
 from satmap.errors import SatmapError
-from satmap.io.text import listing, printable
+from satmap.io.text import listing, padded, printable
 
 # ``test`` as a word in a path: ``test_public``, ``AOI_7_test``, ``Test``.
 _TEST = re.compile(r"(?<![a-z])test(?![a-z])")
@@ -87,11 +87,7 @@ class Inventory:
         products = (MULTISPECTRAL, *((RGB_NIR,) if has_infrared else ()), RGB)
         header = ("area", "chips", *products, "labels", "bands", "type", "size", "m/px")
         rows = [header, *(_summary_row(aoi, chips, products) for aoi, chips in areas.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = ["  ".join(row).rstrip() for row in padded(rows)]
         if missing := [c.image_id for c in self.chips if c.image.georeference is None]:
             lines.append(f"without georeference: {listing(missing)}")
         unlabelled = [chip.image_id for chip in self.unlabelled()]

@@ -34,6 +34,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def padded(rows: Sequence[Sequence[str]], right: bool = False) -> list[list[str]]:
+    """Pad the cells of a table to their columns; ``right`` aligns all but the first column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [
+            cell.rjust(width) if right and number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+
+
 def natural_key(text: str) -> tuple[list[str], str]:
     """Return a sort key that puts ``chip2`` before ``chip10``."""
     # Splitting by a group alternates text and digits. Numbers are compared by their length first

@@ -421,17 +421,23 @@ class _Judging:
         }  # fmt: skip
 
     def figures(self) -> list[PlaceFigures]:
-        """Return the figures of each place."""
-        return [
-            PlaceFigures.of(
-                name,
-                {tile.chip.image_id: int(tile.counts[3]) for tile in tiles},
-                np.sum([tile.counts for tile in tiles], axis=0).tolist(),
-                self.buildings[name],
-                self.unlabelled[name],
+        """Return the figures of each scene; scenes of one tile are summed up by area."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, tiles in self.of_place.items():
+            groups[name if len(tiles) > 1 else tiles[0].chip.aoi].append(name)
+        figures = []
+        for group, names in groups.items():
+            tiles = [tile for name in names for tile in self.of_place[name]]
+            figures.append(
+                PlaceFigures.of(
+                    group,
+                    {tile.chip.image_id: int(tile.counts[3]) for tile in tiles},
+                    np.sum([tile.counts for tile in tiles], axis=0).tolist(),
+                    [building for name in names for building in self.buildings[name]],
+                    sum(self.unlabelled[name] for name in names),
+                )
             )
-            for name, tiles in self.of_place.items()
-        ]
+        return figures
 
     def pictures(self) -> Callable[[str], TilePicture]:
         """Return a function that reads what the picture of a tile shows."""

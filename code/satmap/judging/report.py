@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from satmap.data.judgement import JudgedTile, Judgement
 from satmap.errors import SatmapError
 from satmap.io.files import write_text
+from satmap.io.text import padded
 from satmap.report.panels import (
     PURPLE,
     SKY_BLUE,
@@ -46,7 +47,7 @@ class Building:
 
 @dataclass(frozen=True)
 class PlaceFigures:
-    """Figures of a scene or an area.
+    """Figures of a scene, or of an area's scenes of one tile.
 
     Attributes:
         name: the place.
@@ -183,12 +184,9 @@ def _table(places: Sequence[PlaceFigures], tiles: Mapping[str, JudgedTile]) -> l
             f"{place.after:.3f}", str(place.kept + place.ignored), str(place.ignored),
             str(place.unlabelled),
         ))  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    first, *others = padded(rows)
+    rule = ["-" * len(cell) for cell in first]
+    return [f"| {' | '.join(row)} |" for row in (first, rule, *others)]
 
 
 def _counts(values: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Format scores as a text table."""
 
 from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.io.text import padded
 
 # Figures with a column, and their headings.
 _HEADINGS = {
@@ -35,12 +36,7 @@ def score_table(report: Report, images: bool = False) -> str:
         rows += [_row(name, figures, keys) for name, figures in report.images.items()]
     rows += [_row(name, figures, keys) for name, figures in report.aois.items()]
     rows.append(_row("total", report.total, keys))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(keys) + 1)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+    lines = ["  ".join(row) for row in padded(rows, right=True)]
     for names, file in ((report.truth_only, "truth"), (report.proposal_only, "proposal")):
         if names:
             subject = "1 image is" if len(names) == 1 else f"{len(names)} images are"

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from satmap.errors import SatmapError
 
-# Directory in the package, with one directory per task that holds a weight file.
-_DIRECTORY = "starters"
+# One directory per task that holds a weight file.
+_STARTERS = Path(str(resources.files("satmap") / "starters"))
+
+#: Pictures of real places for the demo; SOURCES.md there names their sources and licences.
+PICTURES = _STARTERS / "pictures"
 
 
 def starter_tasks() -> list[str]:
     """Return the names of the tasks that have a starter network."""
-    starters = Path(str(resources.files("satmap") / _DIRECTORY))
-    return sorted(file.parent.name for file in starters.glob("*/*.safetensors"))
+    return sorted(file.parent.name for file in _STARTERS.glob("*/*.safetensors"))
 
 
 def starter_weights(task: str | None) -> Path:
@@ -31,7 +33,7 @@ def starter_weights(task: str | None) -> Path:
             "or give your own with --weights."
         )
     if task in tasks:
-        return Path(str(resources.files("satmap") / _DIRECTORY / task))
+        return _STARTERS / task
     choice = " or ".join(f"--task {name}" for name in tasks)
     if task is None:
         raise SatmapError(
