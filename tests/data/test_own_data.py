@@ -594,7 +594,7 @@ def test_chips_of_several_places_are_joined(tmp_path: Path) -> None:
     assert "set2: 4 chips" in inventory.summary()
     with pytest.raises(SatmapError, match="given twice"):
         buildings.find_images([folders[0], folders[0]])
-    with pytest.raises(SatmapError, match="images does not. Give only such folders"):
+    with pytest.raises(SatmapError, match=r"images does not\. Give only such folders"):
         buildings.find_images([folders[0], tmp_path / "town/images"])
 
 

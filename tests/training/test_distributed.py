@@ -60,8 +60,8 @@ CPU = torch.device("cpu")
 
 _LEFT_ALONE, _TRY_AGAIN, _TERMINATED = 70, 75, 143
 
-# Maximum number of starts for ten kills; some trainings may end before they are killed.
-MOST_STARTS = 30
+# Number of kills (`make faults` does more), and of starts: some may end before they are killed.
+KILLS, MOST_STARTS = 4, 15
 
 
 pytestmark = pytest.mark.usefixtures("tiny_encoders")
@@ -160,7 +160,7 @@ def test_two_processes_learn_as_one(
     assert len(list((unbroken / "weights").glob("*.curves.png"))) == 2
 
 
-def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> None:
+def test_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> None:
     arguments = [*command(city, tmp_path, recipe_text(2)), "--save-minutes", "1e-9"]
     weights = tmp_path / "weights"
     seed = random.SystemRandom().randrange(10**6)
@@ -176,13 +176,13 @@ def test_ten_kills_lose_nothing(city: Path, tmp_path: Path, unbroken: Path) -> N
             wait_for_new_state(tmp_path, before, processes)
         if kill_one(processes, moments, tmp_path):
             kills += 1
-            if kills == 10:
+            if kills == KILLS:
                 break
             continue
         # The training ended before the kill.
         assert same(tmp_path, unbroken)
         shutil.rmtree(weights)
-    assert kills == 10, f"of {MOST_STARTS} trainings only {kills} could be killed in time"
+    assert kills == KILLS, f"of {MOST_STARTS} trainings only {kills} could be killed in time"
     assert finish(start_ranks(arguments, tmp_path)) == [0, 0]
     assert same(tmp_path, unbroken)
 

@@ -26,6 +26,7 @@ def add_score(commands: Commands) -> None:
     score.flag("--json", "print one JSON object")
     score.flag("--per-image", "list every image in the table")
     score.flag("--topo", "also score roads by a second metric, TOPO")
+    score.flag("--polygons", "also score the outlines of buildings")
     score.value("--plot DIR", Path, "draw the errors of the images with worst scores")
     score.value("--plots N", count, "number of pictures (default: %(default)s)", default=10)
     add_images(score, "images to draw on: rasters or directories, for --plot (default: white)")
@@ -52,6 +53,7 @@ def _score(options: argparse.Namespace) -> int:
 
     Examples:
       satmap score truth.csv out.csv --topo --per-image
+      satmap score truth.csv buildings.csv --polygons
       satmap score labels.geojson roads.gpkg --plot pictures --images town.tif
     """
     from satmap.cli.checks import require_existing
@@ -71,6 +73,7 @@ def _score(options: argparse.Namespace) -> int:
         options.proposal,
         metres_per_pixel=options.metres_per_pixel,
         with_topo=options.topo,
+        with_polygons=options.polygons,
     )
     report_warnings(scoring.warnings)
     print(

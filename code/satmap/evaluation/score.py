@@ -14,6 +14,7 @@ from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
+from satmap.evaluation.metrics.polygons import with_polygon_scores
 from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
@@ -71,6 +72,7 @@ def score_files(
     *,
     metres_per_pixel: float = METRES_PER_PIXEL,
     with_topo: bool = False,
+    with_polygons: bool = False,
 ) -> Scoring:
     """Score a proposal with the metric of its challenge.
 
@@ -83,6 +85,7 @@ def score_files(
         metres_per_pixel: pixel size, for the distances of APLS and TOPO. Vector files are
             converted to pixels of this size.
         with_topo: also score roads by TOPO.
+        with_polygons: also score the outlines of buildings.
 
     Raises:
         SatmapError: the files cannot be read, are of different kinds or have no image in common.
@@ -91,19 +94,26 @@ def score_files(
         scoring: Scoring = added.score(truth, proposal)
         return scoring
     files = truth, proposal
-    match kinds := (detect(truth), detect(proposal)):
+    kinds = detect(truth), detect(proposal)
+    if with_polygons and not _have_outlines(*files, kinds):
+        raise SatmapError(
+            f"--polygons is for outlines of buildings, but {truth} is {kinds[0]}. Compare CSV or "
+            "vector files of buildings; `satmap predict --export` writes them."
+        )
+    match kinds:
         case Format.ROADS_CSV, Format.ROADS_CSV:
             sides = Sides(read_roads_csv(truth), read_roads_csv(proposal), metres_per_pixel)
             return _roads(files, sides, with_topo)
         case Format.BUILDINGS_CSV, Format.BUILDINGS_CSV:
             sides = Sides(read_buildings_csv(truth), read_buildings_csv(proposal))
-            return _buildings(files, sides)
+            return _buildings(files, sides, with_polygons)
         case Format.VECTORS, Format.VECTORS if are_roads(truth, proposal):
             true, found, grids = read_road_maps(truth, proposal, metres_per_pixel)
             return _roads(files, Sides(true, found, metres_per_pixel, grids), with_topo)
         case Format.VECTORS, Format.VECTORS:
             houses = read_building_maps(truth, proposal, metres_per_pixel)
-            return _buildings(files, Sides(*houses[:2], metres_per_pixel, houses[2]))
+            sides = Sides(*houses[:2], metres_per_pixel, houses[2])
+            return _buildings(files, sides, with_polygons)
         case Format.COCO_ANNOTATIONS, Format.COCO_RESULTS:
             return _coco(truth, proposal)
         case Format.MASKS, Format.MASKS:
@@ -113,6 +123,13 @@ def score_files(
         f"{truth} is {kinds[0]} and {proposal} {kinds[1]}; they cannot be compared. "
         "Both must be of the same kind; COCO results need COCO annotations as truth."
     )
+
+
+def _have_outlines(truth: Path, proposal: Path, kinds: tuple[Format, Format]) -> bool:
+    """Return whether two files hold polygons of buildings."""
+    if kinds == (Format.VECTORS, Format.VECTORS):
+        return not are_roads(truth, proposal)
+    return kinds == (Format.BUILDINGS_CSV, Format.BUILDINGS_CSV)
 
 
 def _require_common_image(
@@ -168,9 +185,12 @@ def _untimed(side: str, roads: Mapping[str, Sequence[RoadRow]]) -> str:
     )
 
 
-def _buildings(files: tuple[Path, Path], sides: Sides) -> Scoring:
+def _buildings(files: tuple[Path, Path], sides: Sides, with_polygons: bool) -> Scoring:
     _require_common_image(files, sides.truth, sides.proposal)
-    return Scoring(score_buildings(sides.truth, sides.proposal), "f1", sides)
+    report = score_buildings(sides.truth, sides.proposal)
+    if with_polygons:
+        report = with_polygon_scores(report, sides.truth, sides.proposal)
+    return Scoring(report, "f1", sides)
 
 
 def _coco(truth: Path, results: Path) -> Scoring:

@@ -64,8 +64,8 @@ def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRo
     taken. Polygons under 20 square pixels do not count on either side. Their area is measured
     before a repair, as in the official scorers.
     """
-    buildings, building_areas, counted_truth = _measure(truth)
-    polygons, areas, counted = _measure(proposals)
+    buildings, building_areas, counted_truth = measure(truth)
+    polygons, areas, counted = measure(proposals)
     # Candidate pairs of proposal i and building j.
     i, j = np.empty((2, 0), np.intp)
     if counted.any() and counted_truth.any():
@@ -105,8 +105,8 @@ def best_ious(
 
     It is that with the matched building, or else the largest with any building; 0 without overlap.
     """
-    buildings, building_areas, _ = _measure(truth)
-    polygons, areas, _ = _measure(proposals)
+    buildings, building_areas, _ = measure(truth)
+    polygons, areas, _ = measure(proposals)
     best = np.zeros(len(proposals))
     if not (len(buildings) and len(polygons)):
         return best
@@ -180,7 +180,7 @@ def group_of(image_id: str) -> str:
     return "_".join(image_id.split("_")[:-1][:3]) or "all"
 
 
-def _measure(
+def measure(
     rows: Sequence[BuildingRow],
 ) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.bool_]]:
     """Return repaired polygons, their areas, and whether each is large enough to count."""
