@@ -137,7 +137,7 @@ def read_road_maps(
         for line in collection.lines:
             pixels = to_pixels(line.xy)
             length_m = float(np.hypot(*np.diff(pixels, axis=0).T).sum()) * metres_per_pixel
-            rows.append(RoadRow(pixels, length_m, _travel_time_s(line.properties, length_m)))
+            rows.append(RoadRow(pixels, length_m, travel_time_s(line.properties, length_m)))
         return rows
 
     return _read_sides(truth, proposal, metres_per_pixel, rows_of)
@@ -255,7 +255,7 @@ def roads_in(
                 continue
             xy = shapely.get_coordinates(piece)
             length = line_length_m(xy, georeference.metres_per_pixel)
-            stated = _travel_time_s(line.properties, length)
+            stated = travel_time_s(line.properties, length)
             if "travel_time_s" in line.properties:
                 stated *= piece.length / whole.length
             rows.append(RoadRow(xy, length, stated))
@@ -322,7 +322,8 @@ def _to_pixels(crs: str, utm: str, origin: Floats, metres_per_pixel: float, xy: 
     return pixels
 
 
-def _travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
+def travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
+    """Return a road's ``travel_time_s``, or that by its speed or class; NaN without any of them."""
     stated = _number(properties.get("travel_time_s"))
     if stated is not None:
         return stated
