@@ -29,7 +29,7 @@ from satmap.judging.judge import judge_labels, label_sets_of_challenge, label_se
 from satmap.provenance.manifest import WeightsManifest, read_manifest
 from satmap.recipes.schema import StretchSettings, parse_recipe
 from satmap.tasks.base import Task, task_of
-from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.labels import ignored_pixels, read_building_labels
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
@@ -352,3 +352,5 @@ def test_ignored_ground_of_a_chip_with_its_own_label(tmp_path: Path) -> None:
     middle = HOUSES[20].centroid
     assert target[int(middle.y), int(middle.x)] == IGNORED_BIT
     assert target[0, 0] == 0
+    # The fit of confidences leaves out the same ground.
+    assert (ignored_pixels(chip, (SIDE, SIDE)) == (target == IGNORED_BIT)).all()

@@ -187,6 +187,12 @@ def add_map(commands: Commands) -> None:
         default="finest",
         help="which source to use where several overlap (default: %(default)s)",
     )
+    map_.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 4, 8),
+        help="views of the image to average: 1 is fastest (default: that of the recipe)",
+    )
     add_processes(map_)
     add_view_angle(map_)
 
@@ -231,6 +237,7 @@ def _map(options: argparse.Namespace) -> int:
         stretch=options.stretch,
         gsd=options.gsd,
         crs=options.crs,
+        views=options.views,
     )
     done = map_sources(request)
     if not is_first_rank():

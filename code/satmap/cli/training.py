@@ -261,6 +261,7 @@ def add_confidence(commands: Commands) -> None:
         confidence, "directories of images and labels (default: those in the manifest of OUT.csv)"
     )
     add_cache(confidence, "with a recipe with tiles")
+    add_judgement(confidence)
 
 
 def _confidence(options: argparse.Namespace) -> int:
@@ -284,7 +285,7 @@ def _confidence(options: argparse.Namespace) -> int:
 
     path, summary, faults = fit_to_prediction(
         options.submission, options.maps, options.weights, options.images, options.arguments,
-        options.cache,
+        options.cache, options.judgement,
     )  # fmt: skip
     report_faults(faults, "left out of the fit")
     print(f"{path}: {summary}")

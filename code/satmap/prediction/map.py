@@ -80,6 +80,7 @@ class MapRequest(Request):
         stretch: values that become black and white; None for percentiles of a sample.
         gsd: metres per pixel for the networks; None for that of their training.
         block_px: side of the blocks that the map is made of; None for about 2,000.
+        views: test-time augmentation, 1, 4 or 8; None for that of the recipe.
     """
 
     sources: tuple[str, ...] = ()
@@ -90,6 +91,7 @@ class MapRequest(Request):
     stretch: tuple[float, float] | None = None
     gsd: float | None = None
     block_px: int | None = None
+    views: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ def _plan(request: MapRequest) -> MapPlan:
     files, recipe, task, rating_model = ensemble_of(request)
     # Scenes have slanted edges, at which networks mistake black for ground.
     changes: dict[str, Any] = {"gaps": "mirror"}
+    if request.views:
+        changes["tta"] = request.views
     if pick_device(request.device).type == "cpu":
         # Batches take memory, but no CPU is faster with them.
         changes["batch"] = 1

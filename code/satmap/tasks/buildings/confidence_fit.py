@@ -14,7 +14,6 @@ import yaml
 
 from satmap.data.cache import default_cache
 from satmap.data.chip import Chip, record_images
-from satmap.data.chip_label import ChipLabel, is_chip_label
 from satmap.data.folds import assign_folds
 from satmap.data.view_angles import parse_view_angle
 from satmap.errors import SatmapError
@@ -39,7 +38,7 @@ from satmap.tasks.buildings.confidence import (
     fit_confidence,
     sample,
 )
-from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.labels import ignored_pixels, read_building_labels
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.task import BuildingTask
@@ -55,6 +54,7 @@ def fit_to_prediction(
     directories: Sequence[Path] = (),
     command: Sequence[str] = (),
     cache: Path | None = None,
+    judgement: Path | None = None,
 ) -> tuple[Path, str, dict[str, str]]:
     """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
 
@@ -62,6 +62,7 @@ def fit_to_prediction(
     with the networks in ``weights``. The ``directories`` of images and labels are by default those
     in its manifest. ``command`` are satmap's arguments, for the model's manifest. ``cache`` is the
     directory of prepared chips for a recipe with ``tiles``; None for the default one.
+    ``judgement`` is the directory of judged labels; None for the images' own.
 
     Returns:
         File of the model; a summary of one line; image id to reason, for images left out.
@@ -85,7 +86,9 @@ def fit_to_prediction(
     view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
-    inventory = task.find_images(places, view_angle, cache=cache or default_cache())
+    inventory = task.find_images(
+        places, view_angle, cache=cache or default_cache(), judgement=judgement
+    )
     chips = [chip for chip in inventory.chips if chip.image_id in manifest.images]
     parts = assign_folds({c.site: c.aoi for c in chips}.items(), _PARTS, recipe.seed)
     samples: dict[str, CandidateSample] = {}
@@ -159,9 +162,7 @@ def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> Candidat
     shape = chip.image.height, chip.image.width
     if found.shape != shape:
         raise SatmapError(f"{raster} has {found.shape} pixels, but its image has {shape}.")
-    if is_chip_label(chip.label):
-        assert chip.label is not None
-        found = replace(found, values=found.values * ~ChipLabel.read(chip.label).ignored)
+    found = replace(found, values=found.values * ~ignored_pixels(chip, shape))
     truth = draw_instances(labels.outlines, shape)
     return sample(found, truth, part, task.result_decoder(chip).settings)
 

@@ -119,6 +119,26 @@ def _read_geojson(chip: Chip) -> list[shapely.Polygon]:
     return list(shapely.set_coordinates(polygons, placed))
 
 
+def ignored_pixels(chip: Chip, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of a chip that training ignores, in an image of the given height and width.
+
+    These are the ignored pixels of a user's own chip, and the polygons of a judgement.
+
+    Raises:
+        SatmapError: a file cannot be read.
+    """
+    height, width = shape
+    ignored = np.zeros(shape, np.bool_)
+    if chip.label is not None and is_chip_label(chip.label):
+        known = ChipLabel.read(chip.label).ignored.astype(np.uint8)
+        ignored |= cv2.resize(known, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    scale = np.array([width / chip.image.width, height / chip.image.height])
+    hidden = shapely.transform(_ignored(chip), lambda xy: xy * scale)
+    if len(hidden):
+        ignored |= draw_instances(hidden, shape) > 0
+    return ignored
+
+
 #: Draws a target, uint8 (h, w) or (h, w, bytes), from polygons and multi-polygons in pixels and the
 #: height and width.
 Draw = Callable[[Polygons, tuple[int, int]], NDArray[np.uint8]]
@@ -144,13 +164,7 @@ def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> Encode
     bits = target if target.ndim == 2 else target[..., 0]
     # Pixels without image data count as background.
     bits[~image.any(axis=2)] = 0
-    if chip.label is not None and is_chip_label(chip.label):
-        ignored = ChipLabel.read(chip.label).ignored.astype(np.uint8)
-        resized = cv2.resize(ignored, (width, height), interpolation=cv2.INTER_NEAREST)
-        bits[np.asarray(resized) > 0] = IGNORED_BIT
-    hidden = shapely.transform(_ignored(chip), lambda xy: xy * scale)
-    if len(hidden):
-        bits[draw_instances(hidden, (height, width)) > 0] = IGNORED_BIT
+    bits[ignored_pixels(chip, (height, width))] = IGNORED_BIT
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},
