@@ -199,11 +199,15 @@ def _judged(weights: Path, work: Path) -> Path:
 
 
 def _held_out(weights: Path, recipe: Recipe, work: Path) -> dict[str, float]:
-    """Score the network on the areas that no training has seen, and on its fold if it has one."""
+    """Score the network on the areas that no training has seen.
+
+    ``validation`` is the score of the training itself on its fold, if it has one.
+    """
     plain = recipe.model_copy(update={"tiles": None})
     task = task_of(plain)
-    (member,) = task.load_ensemble(choose(find_weights(weights), recipe), _CPU)
-    scores = {}
+    (file,) = choose(find_weights(weights), recipe)
+    (member,) = task.load_ensemble([file], _CPU)
+    scores = {"validation": file.scores["jaccard"]} if file.scores else {}
     for area in _HELD_OUT:
         found = task.find_images([work / "held-out" / "train_tier_1" / area])
         chips = prepare_chips(found.chips, 3, work / "cache", plain.stretch, task).chips

@@ -1,6 +1,7 @@
 """Score the starter networks on held-out chips and on data that they have never seen.
 
     .venv/bin/python benchmarks/starters.py roads ../shared/data WORK [--weights DIR]
+    .venv/bin/python benchmarks/starters.py speed ../shared/data WORK
 
 The weights are those of the starter network by default. Scored are the chips that its training held
 out, with the training's own images and labels in DATA, and all chips of other data sets, which are
@@ -8,36 +9,51 @@ resampled to the network's pixel size. The table lists, per data set: IoU of the
 pooled; F1 of the skeletons with a tolerance of 3 pixels, pooled; and the mean APLS by length of the
 chips with roads. The reliability table compares the probabilities with the share of road pixels.
 WORK holds the cut chips, and pictures of the worst chips of each data set.
+
+``speed`` maps the demo's picture with one view and one thread, and prints CPU seconds per square
+kilometre, vectors included, and those of one pass of the networks alone: of the starter, the four
+networks of ``sn5-roads``, and torchvision's DeepLabV3 over ResNet50, all in the precision of
+``satmap predict``.
 """
 
 import argparse
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import rasterio
 import torch
+import torchvision
 from numpy.typing import NDArray
+from torch import nn
 
 from satmap.data.cache import prepare_chips
 from satmap.data.crops import CachedChip
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
 from satmap.networks.ensemble import EnsembleMember, predict_maps
+from satmap.networks.unet import build_network
+from satmap.prediction.map import MapRequest, map_sources
 from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.recipes.schema import load_recipe
 from satmap.report.panels import write_picture
+from satmap.runtime.device import autocast
 from satmap.tasks.base import task_of
-from satmap.tasks.roads.settings import ROAD
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import RoadTask
 from satmap.tasks.roads.vectorizer.skeleton import thin
 from satmap.weights.members import WeightFile, find_weights, recipe_of, trained_gsd
-from satmap.weights.starters import starter_weights
+from satmap.weights.starters import PICTURES, starter_weights
 
 _CPU = torch.device("cpu")
 _TOLERANCE_PX = 3
 _WORST = 6
+_PASS_PX = 1024
 _BINS = 10
 
 
@@ -59,13 +75,16 @@ class ChipScore:
 def main() -> None:
     """Print the tables and write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=["roads"])
+    parser.add_argument("task", choices=["roads", "speed"])
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--tta", type=int, help="views of each image (default: the recipe's)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.task == "speed":
+        _speed(options.work)
+        return
     files = find_weights(options.weights or starter_weights(options.task))
     recipe = recipe_of(files)
     if options.tta:
@@ -88,6 +107,55 @@ def main() -> None:
         for count, mean, roads in (table[:, number] for table in reliability.values()):
             cells.append(f"{mean / count:.2f}, {roads / count:.2f}" if count else "")
         print(f"| {number / _BINS:.1f} to {(number + 1) / _BINS:.1f} | {' | '.join(cells)} |")
+
+
+def _speed(work: Path) -> None:
+    """Print CPU seconds per square kilometre of a map at 1 m, and of the networks alone."""
+    work.mkdir(parents=True, exist_ok=True)
+    weights, picture = starter_weights("roads"), PICTURES / "natick.tif"
+    times = []
+    for number in range(3):
+        output = work / f"speed{number}.gpkg"
+        started = time.process_time()
+        map_sources(MapRequest((), output, weights, "cpu", sources=(str(picture),), views=1))
+        times.append(time.process_time() - started)
+        output.unlink()
+    with rasterio.open(picture) as file:
+        area = file.width * file.height / 1e6
+    whole = statistics.median(times) / area
+    task = task_of(recipe_of(find_weights(weights)))
+    (starter,) = task.load_ensemble(find_weights(weights), _CPU)
+    passes = {"starter": _pass_seconds(starter.network, 3)}
+    members = load_recipe("sn5-roads").members
+    passes["sn5-roads, four networks"] = sum(
+        _pass_seconds(
+            build_network(m.encoder, m.bands, ROAD_MAPS, m.decoder.widths, m.decoder.kind), m.bands
+        )
+        for m in members
+    )
+    deeplab = torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=1
+    )
+    passes["DeepLabV3, ResNet50"] = _pass_seconds(deeplab, 3)
+    print("| what | CPU s per km2 | ratio to the whole map |\n|---|---|---|")
+    print(f"| map with the starter, vectors included | {whole:.2f} | 1 |")
+    for name, seconds in passes.items():
+        print(f"| one pass: {name} | {seconds:.2f} | {seconds / whole:.2f} |")
+
+
+def _pass_seconds(network: nn.Module, channels: int) -> float:
+    """Return the CPU seconds of one pass over a million pixels, median of three."""
+    network = network.eval().to(memory_format=torch.channels_last)
+    image = torch.rand(1, channels, _PASS_PX, _PASS_PX).contiguous(
+        memory_format=torch.channels_last
+    )
+    seconds = []
+    with torch.inference_mode(), autocast(_CPU):
+        for _ in range(4):
+            started = time.process_time()
+            network(image)
+            seconds.append(time.process_time() - started)
+    return statistics.median(seconds[1:]) / (_PASS_PX**2 / 1e6)
 
 
 def _data_sets(
