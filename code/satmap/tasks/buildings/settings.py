@@ -120,8 +120,8 @@ class BuildingSettings(Settings):
             pixel further up and to the left. 0 and 1 change nothing. Dilated buildings may overlap.
         simplify_px: tolerance of the outline simplification, applied where area and overlap with
             the mask are kept.
-        right_angles: align walls with the building's main directions if they nearly follow them,
-            where area and overlap are kept; shared walls stay shared.
+        right_angles: align walls with the building's main directions on the ground if they nearly
+            follow them, where area and overlap are kept; shared walls stay shared.
         least_confidence: without a confidence model, buildings with a lower mean probability x
             square root of the area are dropped.
         least_iou: with a confidence model, buildings with a lower expected IoU are dropped, 0..1.

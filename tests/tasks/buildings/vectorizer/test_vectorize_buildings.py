@@ -257,6 +257,36 @@ def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
     assert length[inside & (off < 5)].sum() > 0.85 * length[inside].sum()
 
 
+def test_right_angles_are_right_on_the_ground() -> None:
+    """Pixels as in Paris: .197 m wide and .298 m high."""
+    metres = np.array([0.197, 0.298])
+    house = shapely.affinity.rotate(shapely.box(0, 0, 24, 14), 25, origin=(12, 7))
+    pixels = shapely.transform(house, lambda xy: (xy + 10) / metres)
+    labels = rasterio.features.rasterize([pixels], (150, 200)).astype(np.int32)
+    exact = exact_polygons(labels)
+    plain = simplify_outlines(exact, 1.0)
+    maps = ProbabilityMaps(
+        ("building", "border"), np.stack([labels * 255, labels * 0]).astype(np.uint8), tuple(metres)
+    )
+    (building,) = vectorize_buildings(maps, BuildingSettings(right_angles=True))
+    assert building.polygon.equals(
+        squared_outlines(exact, plain, 1.0, (150, 200), tuple(metres))[0]
+    )
+
+    def skew(polygon: shapely.Polygon) -> float:
+        """Return by how many degrees the angles between the long walls differ from right ones."""
+        along = np.diff(shapely.get_coordinates(polygon.exterior) * metres, axis=0)
+        along = along[np.hypot(*along.T) > 5]
+        assert len(along) >= 3
+        directions = np.degrees(np.arctan2(along[:, 1], along[:, 0])) % 90
+        off = np.abs(directions - directions[0])
+        return float(np.minimum(off, 90 - off).max())
+
+    assert skew(building.polygon) < 0.1
+    # Taken for square pixels, the corners would be skewed.
+    assert skew(squared_outlines(exact, plain, 1.0, (150, 200))[0]) > 5
+
+
 def test_settings_by_category() -> None:
     by_view_angle = BuildingSettingsByCategory(
         low=0.2, categories={"very off-nadir": {"least_px": 250}}

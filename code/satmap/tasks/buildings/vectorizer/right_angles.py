@@ -28,13 +28,20 @@ _POLYGON = 3
 
 
 def squared_outlines(
-    exact: Polygons, outlines: Polygons, tolerance: float, shape: tuple[int, int]
+    exact: Polygons,
+    outlines: Polygons,
+    tolerance: float,
+    shape: tuple[int, int],
+    metres_per_pixel: tuple[float, float] = (1.0, 1.0),
 ) -> Polygons:
-    """Make outlines rectangular where right angles fit the mask.
+    """Make outlines rectangular on the ground where right angles fit the mask.
 
-    The exact outlines, along pixel edges, do not overlap. The simplified ones, with their tolerance
-    in pixels, are the fallback for buildings without neighbours. ``shape`` is the height and width
-    of the image, whose edges cut buildings off.
+    Args:
+        exact: outlines along pixel edges, which do not overlap.
+        outlines: simplified ones, the fallback for buildings without neighbours.
+        tolerance: of the simplification, pixels.
+        shape: height and width of the image, whose edges cut buildings off.
+        metres_per_pixel: along x and y. Pixels in degrees are not square on the ground.
 
     Returns:
         Valid polygons (n,). Those with moved walls have an IoU of at least 0.9 with the exact
@@ -42,14 +49,16 @@ def squared_outlines(
         outlines are exact.
     """
     squared = outlines.copy()
+    # Square pixels of the same area.
+    scale = np.array(metres_per_pixel) / np.sqrt(np.prod(metres_per_pixel))
     for group in _touching(exact):
         # Shift to the origin, so that rounding does not depend on the position in the image.
         corner = shapely.bounds(exact[group])[:, :2].min(axis=0)
-        own = shapely.transform(exact[group], lambda xy, corner=corner: xy - corner)
-        frame = np.array([0, 0, shape[1], shape[0]]) - np.tile(corner, 2)
+        own = shapely.transform(exact[group], lambda xy, corner=corner: (xy - corner) * scale)
+        frame = (np.array([0, 0, shape[1], shape[0]]) - np.tile(corner, 2)) * np.tile(scale, 2)
         for share in _TOLERANCES:
             drafts = _squared(own, share * tolerance, frame)
-            drafts = shapely.transform(drafts, lambda xy, corner=corner: xy + corner)
+            drafts = shapely.transform(drafts, lambda xy, corner=corner: xy / scale + corner)
             if _fit(drafts, exact[group]):
                 squared[group] = drafts
                 break

@@ -68,7 +68,13 @@ def vectorize_buildings(
         for exact, confidences in _outlines(cropped, crop, settings, model, scene.shape):
             sure = confidences >= least
             found += _drawn(
-                exact[sure], confidences[sure], crop.box, scene.shape, settings, model is not None
+                exact[sure],
+                confidences[sure],
+                crop.box,
+                scene.shape,
+                scene.metres_per_pixel,
+                settings,
+                model is not None,
             )
     found.sort(key=lambda entry: entry[0])
     return [building for _, building in found]
@@ -109,6 +115,7 @@ def _drawn(
     confidences: Floats,
     box: Box,
     shape: tuple[int, int],
+    metres_per_pixel: tuple[float, float],
     settings: BuildingSettings,
     rated: bool,
 ) -> list[tuple[tuple[float, float, float], Building]]:
@@ -128,7 +135,7 @@ def _drawn(
     corners = shapely.bounds(exact)[:, :2]
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)
     if settings.right_angles:
-        outlines = squared_outlines(exact, outlines, settings.simplify_px, shape)
+        outlines = squared_outlines(exact, outlines, settings.simplify_px, shape, metres_per_pixel)
     # Sort buildings by their first pixel, where the exact outline starts.
     starts = shapely.get_coordinates(shapely.get_point(shapely.get_exterior_ring(exact), 0))
     columns, rows = starts.T.tolist()
