@@ -262,6 +262,7 @@ def add_confidence(commands: Commands) -> None:
     )
     add_cache(confidence, "with a recipe with tiles")
     add_judgement(confidence)
+    confidence.flag("--forest", "fit a random forest instead of boosted trees")
 
 
 def _confidence(options: argparse.Namespace) -> int:
@@ -285,7 +286,7 @@ def _confidence(options: argparse.Namespace) -> int:
 
     path, summary, faults = fit_to_prediction(
         options.submission, options.maps, options.weights, options.images, options.arguments,
-        options.cache, options.judgement,
+        options.cache, options.judgement, options.forest,
     )  # fmt: skip
     report_faults(faults, "left out of the fit")
     print(f"{path}: {summary}")

@@ -153,6 +153,18 @@ def test_a_fit_separates_good_from_bad_candidates_and_is_reproducible(
         fit_confidence(samples[:1])
 
 
+def test_a_random_forest_is_another_model_of_the_same_kind(
+    samples: list[CandidateSample], model: ConfidenceModel
+) -> None:
+    forest = fit_confidence(samples, forest=True)
+    assert forest.error < 0.7 * forest.spread
+    assert forest.model.text == fit_confidence(samples, forest=True).model.text != model.text
+    unseen = sample(*made(9), 0, CHOSEN)
+    expected = ConfidenceModel(forest.model.text).expected_iou(unseen.features)
+    assert np.corrcoef(expected, unseen.ious)[0, 1] > 0.7
+    assert ((expected >= 0) & (expected <= 1)).all()
+
+
 def test_a_model_selects_the_same_candidates_for_any_windows(model: ConfidenceModel) -> None:
     maps, _ = made(12)
     at_once = vectorize_buildings(maps, CHOSEN, model)

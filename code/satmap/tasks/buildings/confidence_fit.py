@@ -55,6 +55,7 @@ def fit_to_prediction(
     command: Sequence[str] = (),
     cache: Path | None = None,
     judgement: Path | None = None,
+    forest: bool = False,
 ) -> tuple[Path, str, dict[str, str]]:
     """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
 
@@ -62,7 +63,8 @@ def fit_to_prediction(
     with the networks in ``weights``. The ``directories`` of images and labels are by default those
     in its manifest. ``command`` are satmap's arguments, for the model's manifest. ``cache`` is the
     directory of prepared chips for a recipe with ``tiles``; None for the default one.
-    ``judgement`` is the directory of judged labels; None for the images' own.
+    ``judgement`` is the directory of judged labels; None for the images' own. ``forest`` fits a
+    random forest instead of boosted trees.
 
     Returns:
         File of the model; a summary of one line; image id to reason, for images left out.
@@ -100,7 +102,7 @@ def fit_to_prediction(
         except SatmapError as error:
             faults[chip.image_id] = str(error)
     try:
-        fit = fit_confidence([entry for entry in samples.values() if len(entry.ious)])
+        fit = fit_confidence([entry for entry in samples.values() if len(entry.ious)], forest)
     except ValueError as error:
         reason = next((f" The first problem: {fault}" for fault in faults.values()), "")
         raise SatmapError(
