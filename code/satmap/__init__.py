@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from satmap.api import Predictor as Predictor
     from satmap.api import load as load
     from satmap.api import score as score
+    from satmap.api import starter_weights as starter_weights
     from satmap.api import vectorize as vectorize
 
 __version__ = "0.1.0"
 
-__all__ = ["Predictor", "load", "score", "vectorize"]
+__all__ = ["Predictor", "load", "score", "starter_weights", "vectorize"]
 
 
 def __getattr__(name: str) -> Any:

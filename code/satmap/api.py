@@ -33,6 +33,7 @@ from satmap.tasks.base import PreparedImage, Task, default_task, task_of
 from satmap.tasks.dense import DenseTask
 from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
+from satmap.weights.starters import starter_weights as starter_weights
 
 
 @dataclass(frozen=True)
