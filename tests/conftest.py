@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from synthcity import make_city
 from tiny_trainings import add_tiny_encoders
+
+# On a busy machine an example or its generation may take long, which is no fault.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Two test processes on two cores.
 torch.set_num_threads(1)
