@@ -112,6 +112,14 @@ def test_roads_meet_where_they_share_a_vertex_only() -> None:
     assert (route.length_m, route.time_s) == pytest.approx((100, 10), rel=1e-3)
 
 
+def test_parts_of_a_road_have_their_share_of_its_time() -> None:
+    """Two parts of a MultiLineString, each with the length and time of the whole."""
+    whole = {"length_m": 300.0, "travel_time_s": 30.0}
+    network = build_network([road((0, 0), (100, 0), **whole), road((100, 0), (300, 0), **whole)])
+    np.testing.assert_allclose(network.lengths_m, [100, 200], rtol=1e-3)
+    np.testing.assert_allclose(network.times_s, [10, 20], rtol=1e-3)
+
+
 def random_network(count: int = 400) -> tuple[Network, "networkx.MultiGraph[int]"]:
     random = np.random.default_rng(1)
     places = random.uniform(0, 5000, (count, 2))

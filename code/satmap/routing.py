@@ -31,6 +31,9 @@ Ints = NDArray[np.int64]
 # Vertices with the same seven decimals of a degree, 1 cm, are the same place.
 _DECIMALS = 7
 
+# A stated length is that of the line if they differ by less than this factor.
+_SAME_LENGTH = 1.1
+
 # Turns by fewer degrees are straight on; beyond the others they are sharp, or turn back.
 _STRAIGHT, _SHARP, _BACK = 30.0, 120.0, 165.0
 
@@ -225,6 +228,9 @@ def build_network(roads: Sequence[GeoLine]) -> Network:
         along = np.concatenate([[0.0], np.cumsum(steps)])
         length = _number(road.properties.get("length_m")) or float(along[-1])
         seconds = travel_time_s(road.properties, length)
+        if not 1 / _SAME_LENGTH < length / max(float(along[-1]), 1e-9) < _SAME_LENGTH:
+            # The line is a part of the road that the properties describe.
+            seconds, length = seconds * float(along[-1]) / length, float(along[-1])
         if not math.isfinite(seconds):
             assumed += 1
             seconds = length / (label_speed_mph(road.properties) * MPS_PER_MPH)
