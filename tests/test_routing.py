@@ -85,7 +85,7 @@ def test_one_way_roads_and_loops() -> None:
         [GeoLine(one_way[0].xy[::-1], {**one_way[0].properties, "oneway": "-1"})]
     )
     assert reverse.directions.tolist() == [-1]
-    loop = road((0, 0), (50, 50), (100, 0), (50, -50), (0, 0), length_m=400.0, travel_time_s=40.0)
+    loop = road((0, 0), (100, 0), (100, 100), (0, 100), (0, 0), length_m=400.0, travel_time_s=40.0)
     network = build_network([loop, road((0, 0), (-100, 0), length_m=100.0, travel_time_s=10.0)])
     position = Position(0, 0.25, 0.0)
     route = find_route(network, position, network.snap(*at(-100, 0)))
