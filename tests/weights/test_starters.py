@@ -79,7 +79,7 @@ def test_the_map_says_which_network_made_it(
     options = ["--task", "roads", "--views", "1", "--device", "cpu", "--workers", "0"]
     assert run("map", PICTURE, roads, *options) == 0
     printed = capsys.readouterr().out
-    assert "1 network of recipe starter-roads, 1 views of each image" in printed
+    assert "1 network of recipe starter-roads, 1 view of each image" in printed
     assert re.search(r"on held-out images: apls 0\.\d\d, .*iou 0\.\d\d", printed)
     assert "26986" in printed or "1500 x 860 pixels of 1 m" in printed
 

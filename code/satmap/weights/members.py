@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from satmap.errors import SatmapError
 from satmap.io.files import is_temporary
-from satmap.io.text import printable
+from satmap.io.text import counted, printable
 from satmap.recipes.schema import LAST, Member, Recipe, recipe_from_json
 from satmap.weights.header import (
     CHECKPOINT_KEY,
@@ -209,8 +209,8 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
 
 def describe_networks(files: Sequence[WeightFile], recipe: Recipe) -> str:
     """Describe an ensemble in one line: number of networks, recipe, mean scores when held out."""
-    text = f"{len(files)} networks" if len(files) > 1 else "1 network"
-    text += f" of recipe {recipe.name}, {recipe.inference.tta} views of each image"
+    views = counted(recipe.inference.tta, "view")
+    text = f"{counted(len(files), 'network')} of recipe {recipe.name}, {views} of each image"
     known = [file.scores for file in files if file.scores]
     names = [name for name in (known[0] if known else ()) if all(name in each for each in known)]
     means = (f"{name} {sum(each[name] for each in known) / len(known):.2f}" for name in names)
