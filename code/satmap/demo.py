@@ -22,6 +22,8 @@ _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 
 # Pictures of real places, by the task of the starter network that maps them.
 _PLACES = {"roads": PICTURES / "natick.tif"}
+# Each is drawn in one picture.
+_PLACE_M = 2000
 
 
 def run_demo(directory: Path) -> str:
@@ -50,7 +52,7 @@ def run_demo(directory: Path) -> str:
                     sources=(str(image),),
                 )
             )
-            write_overlays(result, [image], real)
+            write_overlays(result, [image], real, part_m=_PLACE_M)
     with _step("making a synthetic city", seconds):
         try:
             make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)

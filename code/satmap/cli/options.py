@@ -230,6 +230,17 @@ def pixel_size(text: str) -> float:
     return value
 
 
+def metres(text: str) -> float:
+    """Argument type: a length in metres, 1 to 1,000,000."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a length of 1 metre or more")
+    return value
+
+
 def count(text: str) -> int:
     """Argument type: a whole number, 0 or more."""
     if not text.isdecimal() or not text.isascii():

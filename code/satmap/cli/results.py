@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
-from satmap.cli.options import add_directories, add_images, add_units, count, pixel_size
+from satmap.cli.options import add_directories, add_images, add_units, count, metres, pixel_size
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.io.text import printable
@@ -135,6 +135,12 @@ def add_overlay(commands: Commands) -> None:
     overlay.value("pictures PICTURE_DIR", Path, "directory to write the pictures to")
     overlay.value("images IMAGES", Path, "raster, or directory of images", nargs="+")
     overlay.value("--truth TRUTH", Path, "truth to compare with, as for score")
+    overlay.value(
+        "--part M",
+        metres,
+        "draw large maps in parts of at most this side, in metres (default: %(default)s)",
+        default=465.0,
+    )
     add_units(overlay)
 
 
@@ -163,6 +169,7 @@ def _overlay(options: argparse.Namespace) -> int:
         options.pictures,
         options.truth,
         Units(options.units),
+        options.part,
     )
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0

@@ -39,8 +39,11 @@ from satmap.submissions.vector_maps import read_building_maps, read_road_maps
 # File systems allow 255 bytes; the names of temporary files are longer than the final ones.
 _LONGEST_NAME = 200
 
-# Maps of whole places are drawn in parts of at most this size, with the objects this far around.
-_PART_PX, _MARGIN_PX = 1500.0, 100.0
+#: Maps of whole places are drawn in parts of at most this side, metres.
+PART_M = 465.0
+
+# Distance up to which objects around a part are drawn, pixels.
+_MARGIN_PX = 100.0
 
 
 def write_misses(
@@ -116,6 +119,7 @@ def write_overlays(
     pictures: Path,
     truth: Path | None = None,
     units: Units = Units.KMH,
+    part_m: float = PART_M,
 ) -> list[Path]:
     """Draw a submission over all of its images.
 
@@ -130,6 +134,7 @@ def write_overlays(
             vector files are drawn in parts, named by row and column: ``map-0-1.png``.
         truth: as for :func:`satmap.evaluation.score.score_files`.
         units: of speeds and lengths.
+        part_m: largest side of a part of a large map, metres.
 
     Returns:
         The files written. Images that cannot be read are skipped.
@@ -154,7 +159,7 @@ def write_overlays(
     written = []
     for image_id in track(ids, "drawing", len(ids)):
         scores = figures.get(image_id, {})
-        for part, view, part_sides in _parts(sides, image_id):
+        for part, view, part_sides in _parts(sides, image_id, part_m):
             try:
                 ground = _ground(image_id, sides, imagery, view)
             except SatmapError:
@@ -209,8 +214,8 @@ def _vertices(row: RoadRow | BuildingRow) -> Floats:
     return row.line if isinstance(row, RoadRow) else shapely.get_coordinates(row.polygon)
 
 
-def _parts(sides: Sides, image_id: str) -> Iterator[tuple[str, View | None, Sides]]:
-    """Split a large map without images of its own into parts of the size of a chip.
+def _parts(sides: Sides, image_id: str, part_m: float) -> Iterator[tuple[str, View | None, Sides]]:
+    """Split a large map without images of its own into parts of at most ``part_m`` metres.
 
     Yields:
         End of the file's name; the view of the part, None for the whole image; and the objects in
@@ -220,7 +225,9 @@ def _parts(sides: Sides, image_id: str) -> Iterator[tuple[str, View | None, Side
         yield "", None, sides
         return
     whole = View.around(_points(sides, image_id))
-    columns, rows = (ceil(side / _PART_PX) for side in (whole.width, whole.height))
+    columns, rows = (
+        ceil(side * sides.metres_per_pixel / part_m) for side in (whole.width, whole.height)
+    )
     if columns * rows == 1:
         yield "", whole, sides
         return
