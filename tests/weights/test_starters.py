@@ -62,7 +62,9 @@ def test_the_roads_of_a_real_place_are_found(roads: Path) -> None:
     lines = [
         np.stack(inverse @ (line.xy[:, 0], line.xy[:, 1]), axis=1) for line in collection.lines
     ]
-    found = rasterio.features.rasterize([shapely.LineString(line) for line in lines], shape)
+    found = rasterio.features.rasterize(
+        [shapely.LineString(line) for line in lines], shape, dtype=np.uint8
+    )
     mask = cv2.imread(str(SHARED / f"data/roads_massachusetts/masks/{TILE}.png"), 0)
     assert mask is not None
     truth = (mask[TOP : TOP + shape[0]] > 0).astype(np.uint8)
@@ -81,7 +83,7 @@ def test_the_map_says_which_network_made_it(
     printed = capsys.readouterr().out
     assert "1 network of recipe starter-roads, 1 view of each image" in printed
     assert re.search(r"on held-out images: apls 0\.\d\d, .*iou 0\.\d\d", printed)
-    assert "26986" in printed or "1500 x 860 pixels of 1 m" in printed
+    assert "1500 x 860 pixels of 1 m" in printed
 
 
 def test_a_task_is_needed_to_choose_a_starter(
