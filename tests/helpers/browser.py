@@ -74,7 +74,11 @@ class Browser:
         # A new fragment alone does not load a page again.
         self._post(f"{self._session}/url", {"url": "about:blank"})
         self._post(f"{self._session}/url", {"url": url})
-        self.run("await satmap.ready")
+        self.run(
+            "for (let k = 0; k < 300 && typeof satmap === 'undefined'; k++)"
+            " await new Promise((resolve) => { setTimeout(resolve, 100); });"
+            " await satmap.ready;"
+        )
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run the body of an async function with ``args``, and return its value."""

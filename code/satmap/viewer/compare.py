@@ -35,8 +35,9 @@ def compared(data: MapData, truth: Path, result: Path) -> MapData:
     """Return a map with its comparison with a truth.
 
     Args:
-        data: the map of ``result``.
-        truth, result: as for :func:`satmap.evaluation.score.score_files`.
+        data: what the map shows.
+        truth: as for :func:`satmap.evaluation.score.score_files`.
+        result: the file or directory that ``data`` was read from.
 
     Raises:
         SatmapError: the truth cannot be read, is of another kind, or has no image in common.
@@ -79,9 +80,9 @@ def _roads(truth: MapData, scoring: Scoring) -> Comparison:
         "time"
     )
     worst = _worst_images(scoring, "apls_length", "APLS")
-    words = [f"{length / 1000:.1f} km" for length in metres]
+    found_km, missed_km, false_km = (f"{length / 1000:.1f} km" for length in metres)
     return Comparison(
-        truth, score, *words, _lines(missed), _lines(false), Shapes((), ()),
+        truth, score, found_km, missed_km, false_km, _lines(missed), _lines(false), Shapes((), ()),
         np.empty(0, np.int8), (*worst, *_first(routes), *_first(breaks)),
     )  # fmt: skip
 
@@ -128,7 +129,7 @@ def _buildings(truth: MapData, scoring: Scoring) -> Comparison:
             if not seen:
                 parts.append(_polygon(grid, row.polygon))
                 kinds.append(_MISSED)
-    counts = np.bincount(np.array(kinds, np.int64), minlength=3).tolist()
+    counts = [f"{count:,}" for count in np.bincount(np.array(kinds, np.int64), minlength=3)]
     total = scoring.report.total
     score = (
         f"F1 {_share(total, 'f1')}, precision {_share(total, 'precision')}, "
@@ -136,7 +137,7 @@ def _buildings(truth: MapData, scoring: Scoring) -> Comparison:
     )
     none = Shapes((), ())
     return Comparison(
-        truth, score, *(f"{count:,}" for count in counts), none, none,
+        truth, score, counts[_FOUND], counts[_MISSED], counts[_FALSE], none, none,
         Shapes(tuple(parts), ({},) * len(parts)), np.array(kinds, np.int8),
         tuple(_worst_images(scoring, "f1", "F1")),
     )  # fmt: skip
@@ -173,8 +174,14 @@ def _lines(lines: Sequence[Floats]) -> Shapes:
     return Shapes(tuple((line,) for line in lines), ({},) * len(lines))
 
 
-def _polygon(grid: Georeference, polygon: shapely.Polygon) -> tuple[Floats, ...]:
-    rings = (polygon.exterior, *polygon.interiors)
+def _polygon(
+    grid: Georeference, polygon: shapely.Polygon | shapely.MultiPolygon
+) -> tuple[Floats, ...]:
+    rings = [
+        ring
+        for part in shapely.get_parts(polygon).tolist()
+        for ring in (part.exterior, *part.interiors)
+    ]
     return tuple(_degrees(grid, shapely.get_coordinates(ring)) for ring in rings)
 
 

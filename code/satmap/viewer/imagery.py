@@ -117,9 +117,11 @@ class Imagery:
         """Read a rectangle of Web Mercator.
 
         Args:
-            west, north: its upper left corner, metres.
+            west: left border, metres.
+            north: upper border, metres.
             metres: size of a pixel.
-            width, height: pixels.
+            width: pixels.
+            height: pixels.
 
         Returns:
             uint8 (height, width, 4): red, green, blue and alpha, which is 0 without data.

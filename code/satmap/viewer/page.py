@@ -99,10 +99,8 @@ def make_page(
         "{{routing}}": _text("page", "routing.js"),
         "{{scripts}}": "".join(f"<script>{each}</script>\n" for each in scripts),
     }
-    parts = []
-    for part in _split(_text("page", "page.html"), replacements):
-        parts.append(replacements.get(part, part))
-    return "".join(parts)
+    parts = _split(_text("page", "page.html"), replacements)
+    return "".join(replacements.get(part, part) for part in parts)
 
 
 def _split(text: str, names: Mapping[str, str]) -> list[str]:
@@ -276,4 +274,4 @@ def _speeds(arrays: _Arrays, roads: Shapes, network: Network) -> dict[str, Any]:
 def _area_m2(rings: Sequence[NDArray[np.float64]]) -> float:
     scale = np.array(metres_per_degree(float(rings[0][0, 1])))
     metres = [(ring - rings[0][0]) * scale for ring in rings]
-    return float(shapely.area(shapely.polygons(metres[0], metres[1:])))
+    return float(shapely.Polygon(metres[0], metres[1:]).area)

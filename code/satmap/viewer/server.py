@@ -99,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse(HTTPStatus.NOT_FOUND)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        """Send the headers only."""
+        self.do_GET()
 
     def _send_tile(self, zoom: int, x: int, y: int) -> None:
         imagery = self.server.imagery

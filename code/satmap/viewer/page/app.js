@@ -7,7 +7,7 @@ const satmap = (() => {
   const CASING = { light: "#2b2f36", dark: "#000000" };
   const GROUND = { light: "#eceae4", dark: "#12151a" };
   const REACH = ["#fff3b0", "#fdae61", "#d7301f"];
-  const MINUTES = [5, 10, 15];
+  const MINUTES = [[1, 2, 3], [5, 10, 15], [10, 20, 30]];
   const FOUND = "#56b4e9", MISSED = "#cc79a7", FALSE = "#d55e00";
   const ROAD_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 0.8, 13, 2, 16, 4.5, 19, 11];
   const CASING_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 1.2, 13, 3.4, 16, 7, 19, 15];
@@ -18,7 +18,7 @@ const satmap = (() => {
   const state = {
     mode: "inspect", roadColour: "", buildingColour: "", least: 0, roads: true, buildings: true,
     imagery: true, opacity: 100, truth: "result", unit: "kmh", theme: "light",
-    route: [], reach: null,
+    route: [], reach: null, minutes: 1,
   };
   let map, header, roads, buildings, network, truth = null, hovered = "";
   let roadChoices = {}, buildingChoices = {}, markers = [], scale;
@@ -136,8 +136,6 @@ const satmap = (() => {
     const all = [
       { id: "ground", type: "background", paint: { "background-color": GROUND[state.theme] } },
       { id: "imagery", type: "raster", source: "imagery", paint: { "raster-fade-duration": 150 } },
-      { id: "reach-glow", type: "line", source: "reach", layout: round,
-        paint: { "line-color": ["get", "colour"], "line-width": ROUTE_CASING, "line-opacity": 0.45 } },
     ];
     for (const prefix of ["", "truth-"]) {
       all.push(
@@ -164,10 +162,10 @@ const satmap = (() => {
     }
     all.push(
       { id: "reach", type: "line", source: "reach", layout: round,
-        paint: { "line-color": ["get", "colour"], "line-width": ROUTE_WIDTH } },
+        paint: { "line-color": ["get", "colour"], "line-width": CASING_WIDTH } },
       { id: "truth-route", type: "line", source: "truth-route",
         layout: { "line-join": "round" },
-        paint: { "line-color": "#ffffff", "line-width": ROUTE_CASING, "line-dasharray": [1.2, 0.8] } },
+        paint: { "line-color": "#ffffff", "line-width": ROAD_WIDTH, "line-dasharray": [2, 1.2] } },
       { id: "route-casing", type: "line", source: "route", layout: round,
         paint: { "line-color": "#ffffff", "line-width": ROUTE_CASING } },
       { id: "route", type: "line", source: "route", layout: round,
@@ -349,11 +347,11 @@ const satmap = (() => {
       showRoute(found, other);
     } else if (state.mode === "reach") {
       if (!state.reach) {
-        hint(`Click a place to see what can be reached in ${MINUTES.join(", ")} minutes.`);
+        hint(`Click a place to see what can be reached in ${MINUTES[state.minutes].join(", ")} minutes.`);
         return;
       }
       const marker = pin(state.reach, "●", (moved) => { state.reach = moved; });
-      const found = await routers.result("reach", state.reach, MINUTES);
+      const found = await routers.result("reach", state.reach, MINUTES[state.minutes]);
       if (number !== asked) return;
       marker.setLngLat(found.start);
       showReach(found);
@@ -421,6 +419,18 @@ const satmap = (() => {
     if (state.mode === "route") {
       buttons.unshift(make("button", { onclick: () => { state.route.reverse(); showTravel(); } }, "Reverse"));
     }
+    if (state.mode === "reach") {
+      const choice = make("select", {
+        "aria-label": "Times",
+        onchange: (event) => { state.minutes = Number(event.target.value); showTravel(); },
+      });
+      MINUTES.forEach((minutes, k) => {
+        const option = make("option", { value: k }, `${minutes.join(", ")} min`);
+        option.selected = k === state.minutes;
+        choice.append(option);
+      });
+      buttons.push(choice);
+    }
     return make("div", { class: "buttons" }, ...buttons);
   }
 
@@ -428,7 +438,7 @@ const satmap = (() => {
     const longest = [...result.found].reverse();
     map.getSource("reach").setData(collection(longest.map(({ lines, minutes }) => feature(
       { type: "MultiLineString", coordinates: lines },
-      { colour: REACH[MINUTES.indexOf(minutes)] },
+      { colour: REACH[MINUTES[state.minutes].indexOf(minutes)] },
     ))));
     const legend = make("div", { class: "legend" });
     result.found.forEach(({ minutes, length }, k) => {
@@ -594,6 +604,7 @@ const satmap = (() => {
       least: state.least.toFixed(2), unit: state.unit, theme: state.theme, show: state.truth,
       hide: ["roads", "buildings", "imagery"].filter((name) => !state[name]).join("."),
       route: places(state.route), reach: state.reach ? places([state.reach]) : "",
+      minutes: state.reach ? String(state.minutes) : "",
     };
     const text = Object.entries(parts).filter(([, value]) => value !== "")
       .map(([name, value]) => `${name}=${value}`).join("&");
@@ -612,6 +623,7 @@ const satmap = (() => {
     choose("show", "truth", header.compare ? ["result", "truth", "compare"] : ["result"]);
     choose("road", "roadColour", ["speed", "time", "confidence", "class", "plain"]);
     choose("building", "buildingColour", ["confidence", "area", "plain"]);
+    if (MINUTES[parts.get("minutes")]) state.minutes = Number(parts.get("minutes"));
     const least = Number(parts.get("least"));
     if (least > 0 && least <= 1) state.least = least;
     for (const name of (parts.get("hide") || "").split(".")) {
