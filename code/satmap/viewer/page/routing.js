@@ -8,6 +8,8 @@
 const UNIT = 1e-7;
 // Turns by fewer degrees are straight on; beyond the others they are sharp, or turn back.
 const STRAIGHT = 30, SHARP = 120, BACK = 165;
+// A place within this share of an edge's length from its end is at the node there.
+const AT_END = 1e-9;
 const MOST_CELLS = 1 << 20;
 
 /** Smallest first; the same node may be in it several times. */
@@ -191,7 +193,8 @@ class Router {
     const at = best.vertex - this.starts[best.edge];
     const total = along[along.length - 1];
     const length = along[at] + best.along * (along[at + 1] - along[at]);
-    const share = Math.min(length / Math.max(total, 1e-9), 1);
+    let share = Math.min(length / Math.max(total, 1e-9), 1);
+    share = share < AT_END ? 0 : share > 1 - AT_END ? 1 : share;
     const point = this.part(best.edge, share, share)[0];
     return { edge: best.edge, share, distance: best.distance, at: point };
   }
@@ -263,8 +266,8 @@ class Router {
       leftAt.set(node, end);
       heap.push(seconds, node);
     };
-    if (this.directions[edge] >= 0) leave(b, (1 - share) * this.times[edge], 1);
-    if (this.directions[edge] <= 0) leave(a, share * this.times[edge], 0);
+    if (this.directions[edge] >= 0 || share === 1) leave(b, (1 - share) * this.times[edge], 1);
+    if (this.directions[edge] <= 0 || share === 0) leave(a, share * this.times[edge], 0);
     const done = new Uint8Array(this.nodes);
     while (heap.size) {
       const node = heap.pop();
@@ -298,8 +301,8 @@ class Router {
     if (start.edge === edge && direction * (share - start.share) >= 0) {
       offer(Math.abs(share - start.share) * whole, -1, 0);
     }
-    if (direction >= 0) offer(reached.times[a] + share * whole, a, 0);
-    if (direction <= 0) offer(reached.times[b] + (1 - share) * whole, b, 1);
+    if (direction >= 0 || share === 0) offer(reached.times[a] + share * whole, a, 0);
+    if (direction <= 0 || share === 1) offer(reached.times[b] + (1 - share) * whole, b, 1);
     if (!Number.isFinite(best.time)) return { time: null, ...ends };
     const pieces = best.node < 0
       ? [[edge, start.share, share]]
