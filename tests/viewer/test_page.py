@@ -29,7 +29,7 @@ ENTER, ESCAPE = "\ue007", "\ue00c"
 def grid_roads() -> list[dict[str, Any]]:
     """Return the streets of a town with crossings, one-way roads, a bridge, and a lonely road."""
     rng = np.random.default_rng(5)
-    roads = []
+    roads: list[dict[str, Any]] = []
     for row in range(SIDE):
         for column in range(SIDE):
             for down, right in ((0, 1), (1, 0)):

@@ -7,6 +7,7 @@ from pathlib import Path
 from satmap.cli.commands import Commands
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
+from satmap.runtime.termination import Terminated
 
 _HIGHEST_PORT = 65535
 
@@ -81,7 +82,10 @@ def _view(options: argparse.Namespace) -> int:
 
             if not webbrowser.open(server.url):
                 print("satmap: no browser could be opened; open the address.", file=sys.stderr)
-        server.serve_forever(0.1)
+        try:
+            server.serve_forever(0.1)
+        except Terminated as ended:
+            raise Terminated(ended.status - 128, "stopped") from None
     return 0
 
 

@@ -63,14 +63,14 @@ class MapServer(ThreadingHTTPServer):
     ) -> None:
         """Answer in a thread of its own, once fewer than the most connections are open."""
         self._free.acquire()
-        super().process_request(request, client_address)  # type: ignore[arg-type]
+        super().process_request(request, client_address)
 
     def process_request_thread(
         self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
     ) -> None:
         """Answer the requests of one connection."""
         try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+            super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
