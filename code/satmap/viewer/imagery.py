@@ -54,14 +54,25 @@ Pixels = NDArray[np.uint8]
 class Imagery:
     """Rasters with a georeference, as one image in Web Mercator."""
 
-    def __init__(self, places: Sequence[Path]) -> None:
-        """Find the rasters: files, or all those under directories.
+    def __init__(
+        self,
+        places: Sequence[str | Path],
+        *,
+        crs: str | None = None,
+        zoom: int | None = None,
+    ) -> None:
+        """Find the rasters.
+
+        Args:
+            places: as for :func:`satmap.data.sources.find_sources`.
+            crs: reference system of rasters that state none.
+            zoom: zoom level of map tiles; None for all.
 
         Raises:
             SatmapError: there is no raster with a georeference, or none can be read.
         """
         names = ", ".join(map(str, places))
-        layers = [layer for layer in rgb_layers(find_sources(places).sources)
+        layers = [layer for layer in rgb_layers(find_sources(places, crs=crs, zoom=zoom).sources)
                   if layer.georeference is not None]  # fmt: skip
         if not layers:
             raise SatmapError(
