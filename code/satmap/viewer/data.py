@@ -165,7 +165,7 @@ def read_results(paths: Sequence[Path]) -> MapData:
     if roads:
         network = build_network([GeoLine(xy, properties) for xy, properties in roads])
     return MapData(
-        " + ".join(path.name or str(path) for path in paths),
+        " + ".join(path.resolve().name or str(path) for path in paths),
         Shapes(tuple((xy,) for xy, _ in roads), tuple(each for _, each in roads)),
         Shapes(tuple(rings for rings, _ in houses), tuple(each for _, each in houses)),
         network,

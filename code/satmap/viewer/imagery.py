@@ -35,8 +35,10 @@ DEEPEST_ZOOM = 22
 # A picture is read in blocks of this many pixels.
 _BLOCK_PX = 512
 
-# Longest side of the picture that tiles of small scales are cut from.
-_OVERVIEW_PX = 4096
+# Tiles of small scales are cut from a picture with this part of the finest pixels along each side,
+# within limits. Other tiles then read few pixels of the rasters.
+_OVERVIEW_PART = 1 / 5
+_OVERVIEW_PX = 1024, 4096
 
 # Most tiles that are kept. One has about 20 kB.
 _KEPT_TILES = 512
@@ -192,7 +194,9 @@ class Imagery:
     def _overview(self) -> tuple[Pixels, float]:
         """All imagery in one picture of limited size, and the size of its pixels in metres."""
         west, south, east, north = self.bounds_m
-        pixels, sides = self._whole(west, south, east, north, _OVERVIEW_PX)
+        wanted = round(max(east - west, north - south) / self.pixel_m * _OVERVIEW_PART)
+        longest = min(max(wanted, _OVERVIEW_PX[0]), _OVERVIEW_PX[1])
+        pixels, sides = self._whole(west, south, east, north, longest)
         return pixels, sides[0] / pixels.shape[1]
 
     def prepare(self) -> None:

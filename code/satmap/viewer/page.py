@@ -25,6 +25,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.io.files import write_text
+from satmap.io.text import printable
 from satmap.routing import Network
 from satmap.vectors.georeference import metres_per_degree
 from satmap.viewer.data import Comparison, MapData, Shapes, shown_value
@@ -92,7 +93,7 @@ def make_page(
     )
     replacements = {
         "{{policy}}": html.escape(policy, quote=True),
-        "{{title}}": html.escape(f"{data.name} – satmap"),
+        "{{title}}": html.escape(f"{printable(data.name)} – satmap"),
         "{{styles}}": _text("vendor", "maplibre-gl.css") + _text("page", "page.css"),
         "{{data}}": content,
         "{{image}}": image,
@@ -236,7 +237,7 @@ def _column(arrays: _Arrays, values: Sequence[str | float | None]) -> dict[str, 
 
 def _plain(value: str | float) -> str:
     # Lone surrogates cannot be written as UTF-8.
-    return value.encode(errors="replace").decode() if isinstance(value, str) else f"{value:g}"
+    return value.encode(errors="replace").decode() if isinstance(value, str) else f"{value:.10g}"
 
 
 def _network(arrays: _Arrays, network: Network) -> dict[str, Any]:
