@@ -200,6 +200,32 @@ const satmap = (() => {
     map.on("moveend", savePermalink);
   }
 
+  /** Draw arrows on one-way roads. */
+  function addArrows() {
+    const size = 24, canvas = document.createElement("canvas");
+    canvas.width = canvas.height = size;
+    const pen = canvas.getContext("2d");
+    pen.lineWidth = 7;
+    pen.lineCap = pen.lineJoin = "round";
+    for (const [colour, width] of [["#000000", 8], ["#ffffff", 4]]) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = width;
+      pen.stroke(new Path2D("M8 6 L15 12 L8 18"));
+    }
+    map.addImage("arrow", pen.getImageData(0, 0, size, size), { pixelRatio: 2 });
+    for (const id of ["roads", "truth-roads"]) {
+      if (!map.getSource(id)) continue;
+      map.addLayer({
+        id: `${id}-arrows`, type: "symbol", source: id, minzoom: 14, filter: ["has", "d"],
+        layout: {
+          "symbol-placement": "line", "symbol-spacing": 90, "icon-image": "arrow",
+          "icon-rotate": ["case", ["<", ["get", "d"], 0], 180, 0],
+          "icon-allow-overlap": true, "icon-rotation-alignment": "map",
+        },
+      }, "reach");
+    }
+  }
+
   const padding = () => (innerWidth > 600
     ? { top: 30, bottom: 40, left: 310, right: 60 }
     : { top: 30, bottom: innerHeight * 0.5, left: 20, right: 50 });
@@ -444,10 +470,10 @@ const satmap = (() => {
     result.found.forEach(({ minutes, length }, k) => {
       const swatch = make("i");
       swatch.style.background = REACH[k];
-      legend.append(make("div", {}, swatch, `${minutes} minutes: ${unit().length(length)} of roads`));
+      legend.append(make("div", {}, swatch, `${plural(minutes, "minute")}: ${unit().length(length)} of roads`));
     });
     element("travel").replaceChildren(legend, travelButtons());
-    say(result.found.map((each) => `${each.minutes} minutes: ${unit().length(each.length)}`).join(", "));
+    say(result.found.map((each) => `${plural(each.minutes, "minute")}: ${unit().length(each.length)}`).join(", "));
   }
 
   function clear() {
@@ -523,7 +549,7 @@ const satmap = (() => {
       }
       if (map.getLayer(`${prefix}roads`)) map.setPaintProperty(`${prefix}roads`, "line-color", roadPaint);
     }
-    for (const part of ["roads", "roads-casing"]) {
+    for (const part of ["roads", "roads-casing", "roads-arrows"]) {
       setVisible(part, state.roads && !isTruth);
       setVisible(`truth-${part}`, state.roads && isTruth);
     }
@@ -559,6 +585,9 @@ const satmap = (() => {
       : null;
     for (const id of ["roads", "roads-casing", "buildings", "buildings-line"]) {
       if (map.getLayer(id)) map.setFilter(id, filter);
+    }
+    if (map.getLayer("roads-arrows")) {
+      map.setFilter("roads-arrows", filter ? ["all", ["has", "d"], filter] : ["has", "d"]);
     }
   }
 
@@ -764,6 +793,7 @@ const satmap = (() => {
     fillPanel();
     startMap(view);
     await new Promise((resolve) => { map.once("load", resolve); });
+    addArrows();
     connect();
     apply();
     satmap.started = true;
