@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
 
 from satmap import cli
 from satmap.errors import SatmapError
 from satmap.viewer.data import read_results, shown_value
 from satmap.viewer.page import make_page
+from synthetic_images import write_image
 
 
 def collection(path: Path, *geometries: dict[str, Any], **properties: Any) -> Path:
@@ -86,6 +88,20 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert ended.value.code == 0
     assert "map.html: " in capsys.readouterr().out
     assert (tmp_path / "map.html").read_text().startswith("<!doctype html>")
+
+
+def test_imagery_of_another_place_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = collection(tmp_path / "roads.geojson", road())
+    far = Affine(1e-5, 0, 90, 0, -1e-5, 10)
+    image = write_image(tmp_path / "far.tif", crs="EPSG:4326", transform=far)
+    page = tmp_path / "map.html"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["view", str(path), "--images", str(image), "--html", str(page)])
+    assert ended.value.code == 0
+    assert "the imagery is of another place" in capsys.readouterr().err
+    assert page.exists()
 
 
 def test_more_attributes_than_columns_are_kept(tmp_path: Path) -> None:

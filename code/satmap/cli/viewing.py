@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from satmap.cli.commands import Commands
+from satmap.cli.commands import Commands, report_warnings
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.runtime.termination import Terminated
@@ -64,6 +64,8 @@ def _view(options: argparse.Namespace) -> int:
     if options.truth:
         data = compared(data, options.truth, options.results[0])
     imagery = Imagery(options.images) if options.images else None
+    if imagery is not None and not imagery.is_near(data.bounds):
+        report_warnings(["the imagery is of another place than the roads or buildings"])
     if options.html:
         write_page(options.html, data, imagery)
         print(f"{options.html}: {options.html.stat().st_size / 1e6:.1f} MB")

@@ -112,6 +112,11 @@ class Imagery:
         places = project(np.array([[west, south], [east, north]]), self._crs, LON_LAT)
         return (*places[0].tolist(), *places[1].tolist())
 
+    def is_near(self, bounds: tuple[float, float, float, float]) -> bool:
+        """Return whether some of the imagery lies within a map's west, south, east and north."""
+        west, south, east, north = self.bounds
+        return west <= bounds[2] and bounds[0] <= east and south <= bounds[3] and bounds[1] <= north
+
     @cached_property
     def pixel_m(self) -> float:
         """Size of the finest pixels, in metres of Web Mercator."""
