@@ -13,6 +13,8 @@ const satmap = (() => {
   const CASING_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 1.2, 13, 3.4, 16, 7, 19, 15];
   const ROUTE_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 3, 13, 5, 16, 9, 19, 18];
   const ROUTE_CASING = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 5, 13, 9, 16, 14, 19, 25];
+  // From this zoom level on, lines have casings and areas have outlines.
+  const DETAIL_ZOOM = 12;
   const EMPTY = { type: "FeatureCollection", features: [] };
 
   const state = {
@@ -20,6 +22,7 @@ const satmap = (() => {
     imagery: true, opacity: 100, truth: "result", unit: "kmh", theme: "light",
     route: [], reach: null, minutes: 1,
   };
+  let planned = null;
   let map, header, roads, buildings, network, truth = null, hovered = "";
   let roadChoices = {}, buildingChoices = {}, markers = [], scale;
   const routers = {};
@@ -132,7 +135,11 @@ const satmap = (() => {
   }
 
   function layers(given) {
-    const round = { "line-cap": "round", "line-join": "round" };
+    // Round corners need several times the triangles, and cannot be seen from far away.
+    const round = {
+      "line-cap": ["step", ["zoom"], "butt", DETAIL_ZOOM, "round"],
+      "line-join": ["step", ["zoom"], "bevel", DETAIL_ZOOM, "round"],
+    };
     const all = [
       { id: "ground", type: "background", paint: { "background-color": GROUND[state.theme] } },
       { id: "imagery", type: "raster", source: "imagery", paint: { "raster-fade-duration": 150 } },
@@ -140,13 +147,20 @@ const satmap = (() => {
     for (const prefix of ["", "truth-"]) {
       all.push(
         { id: `${prefix}buildings`, type: "fill", source: `${prefix}buildings`,
-          paint: { "fill-opacity": 0.5, "fill-color": "#e8743b" } },
-        { id: `${prefix}buildings-line`, type: "line", source: `${prefix}buildings`,
+          paint: { "fill-opacity": 0.5, "fill-color": "#e8743b", "fill-antialias": false } },
+        { id: `${prefix}buildings-line`, type: "line", source: `${prefix}buildings`, minzoom: DETAIL_ZOOM,
           paint: { "line-width": ["interpolate", ["linear"], ["zoom"], 12, 0.4, 17, 1.6], "line-color": "#e8743b" } },
-        { id: `${prefix}roads-casing`, type: "line", source: `${prefix}roads`, layout: round,
+        { id: `${prefix}roads-casing`, type: "line", source: `${prefix}roads`, layout: round, minzoom: DETAIL_ZOOM,
           paint: { "line-color": CASING[state.theme], "line-width": CASING_WIDTH, "line-opacity": 0.75 } },
         { id: `${prefix}roads`, type: "line", source: `${prefix}roads`, layout: round,
           paint: { "line-width": ROAD_WIDTH, "line-color": "#f2b632" } },
+        { id: `${prefix}roads-arrows`, type: "symbol", source: `${prefix}roads`, minzoom: 14, filter: ["has", "d"],
+          layout: {
+            "symbol-placement": "line", "symbol-spacing": 90, "icon-image": "arrow",
+            "icon-rotate": ["case", ["<", ["get", "d"], 0], 180, 0],
+            "icon-allow-overlap": true, "icon-rotation-alignment": "map",
+          },
+          paint: {} },
       );
     }
     const kindPaint = ["match", ["get", "f"], 0, FOUND, 1, MISSED, FALSE];
@@ -177,10 +191,14 @@ const satmap = (() => {
   }
 
   function startMap(view) {
-    const given = sources();
+    const given = sources(), drawn = layers(given);
+    // What is set before the map exists need not be laid out again.
+    planned = new Map(drawn.map((layer) => [layer.id, layer]));
+    apply();
+    planned = null;
     map = new maplibregl.Map({
       container: "map",
-      style: { version: 8, sources: given, layers: layers(given) },
+      style: { version: 8, sources: given, layers: drawn },
       bounds: header.bounds,
       fitBoundsOptions: { padding: padding(), maxZoom: 18 },
       ...view,
@@ -194,18 +212,20 @@ const satmap = (() => {
     scale = new maplibregl.ScaleControl({ maxWidth: 120, unit: unit().scale });
     map.addControl(scale, "bottom-left");
     map.getCanvas().setAttribute("aria-label", "Map. Arrows move it, plus and minus zoom.");
+    map.on("styleimagemissing", ({ id }) => {
+      if (id === "arrow") addArrow();
+    });
     map.on("mousemove", hover);
     map.on("mouseout", () => showTip(null));
     map.on("click", ({ lngLat, point }) => act(lngLat.toArray(), point));
     map.on("moveend", savePermalink);
   }
 
-  /** Draw arrows on one-way roads. */
-  function addArrows() {
+  /** Add the picture of the arrows on one-way roads. */
+  function addArrow() {
     const size = 24, canvas = document.createElement("canvas");
     canvas.width = canvas.height = size;
     const pen = canvas.getContext("2d");
-    pen.lineWidth = 7;
     pen.lineCap = pen.lineJoin = "round";
     for (const [colour, width] of [["#000000", 8], ["#ffffff", 4]]) {
       pen.strokeStyle = colour;
@@ -213,17 +233,6 @@ const satmap = (() => {
       pen.stroke(new Path2D("M8 6 L15 12 L8 18"));
     }
     map.addImage("arrow", pen.getImageData(0, 0, size, size), { pixelRatio: 2 });
-    for (const id of ["roads", "truth-roads"]) {
-      if (!map.getSource(id)) continue;
-      map.addLayer({
-        id: `${id}-arrows`, type: "symbol", source: id, minzoom: 14, filter: ["has", "d"],
-        layout: {
-          "symbol-placement": "line", "symbol-spacing": 90, "icon-image": "arrow",
-          "icon-rotate": ["case", ["<", ["get", "d"], 0], 180, 0],
-          "icon-allow-overlap": true, "icon-rotation-alignment": "map",
-        },
-      }, "reach");
-    }
   }
 
   const padding = () => (innerWidth > 600
@@ -344,6 +353,7 @@ const satmap = (() => {
   }
 
   function clearTravel() {
+    if (!markers.length) return;
     for (const marker of markers) marker.remove();
     markers = [];
     for (const id of ["route", "truth-route", "reach"]) map.getSource(id).setData(EMPTY);
@@ -497,16 +507,38 @@ const satmap = (() => {
   // --- appearance ---------------------------------------------------------------------------------
 
   function setVisible(id, visible) {
-    if (map.getLayer(id)) map.setLayoutProperty(id, "visibility", visible ? "visible" : "none");
+    const value = visible ? "visible" : "none";
+    if (planned) {
+      const layer = planned.get(id);
+      if (layer) layer.layout = { ...layer.layout, visibility: value };
+    } else if (map.getLayer(id)) {
+      map.setLayoutProperty(id, "visibility", value);
+    }
+  }
+
+  function setPaint(id, name, value) {
+    if (planned) {
+      const layer = planned.get(id);
+      if (layer) layer.paint[name] = value;
+    } else if (map.getLayer(id)) {
+      map.setPaintProperty(id, name, value);
+    }
+  }
+
+  function setFilter(id, filter) {
+    if (planned) {
+      const layer = planned.get(id);
+      if (layer && filter) layer.filter = filter;
+    } else if (map.getLayer(id)) {
+      map.setFilter(id, filter);
+    }
   }
 
   function applyTheme() {
     document.documentElement.dataset.theme = state.theme;
     element("theme").textContent = state.theme === "dark" ? "Light" : "Dark";
-    map.setPaintProperty("ground", "background-color", GROUND[state.theme]);
-    for (const id of ["roads-casing", "truth-roads-casing"]) {
-      if (map.getLayer(id)) map.setPaintProperty(id, "line-color", CASING[state.theme]);
-    }
+    setPaint("ground", "background-color", GROUND[state.theme]);
+    for (const id of ["roads-casing", "truth-roads-casing"]) setPaint(id, "line-color", CASING[state.theme]);
   }
 
   function fillChoices(select, choices, chosen) {
@@ -543,11 +575,9 @@ const satmap = (() => {
     const roadPaint = comparing ? FOUND : roadChoices[state.roadColour].paint;
     const housePaint = buildingChoices[state.buildingColour].paint;
     for (const prefix of ["", "truth-"]) {
-      if (map.getLayer(`${prefix}buildings`)) {
-        map.setPaintProperty(`${prefix}buildings`, "fill-color", housePaint);
-        map.setPaintProperty(`${prefix}buildings-line`, "line-color", housePaint);
-      }
-      if (map.getLayer(`${prefix}roads`)) map.setPaintProperty(`${prefix}roads`, "line-color", roadPaint);
+      setPaint(`${prefix}buildings`, "fill-color", housePaint);
+      setPaint(`${prefix}buildings-line`, "line-color", housePaint);
+      setPaint(`${prefix}roads`, "line-color", roadPaint);
     }
     for (const part of ["roads", "roads-casing", "roads-arrows"]) {
       setVisible(part, state.roads && !isTruth);
@@ -560,13 +590,13 @@ const satmap = (() => {
     }
     for (const part of ["missed", "false"]) setVisible(part, state.roads && comparing);
     setVisible("imagery", state.imagery);
-    if (map.getLayer("imagery")) map.setPaintProperty("imagery", "raster-opacity", state.opacity / 100);
+    setPaint("imagery", "raster-opacity", state.opacity / 100);
     element("show-roads").checked = state.roads;
     element("show-buildings").checked = state.buildings;
     element("show-imagery").checked = state.imagery;
     element("opacity").value = state.opacity;
     element("unit").textContent = unit().label;
-    scale.setUnit(unit().scale);
+    if (scale) scale.setUnit(unit().scale);
     for (const button of element("truth").children) {
       button.setAttribute("aria-checked", String(button.dataset.truth === state.truth));
     }
@@ -583,12 +613,8 @@ const satmap = (() => {
     const filter = state.least > 0
       ? ["any", ["!", ["has", "c"]], [">=", ["get", "c"], state.least]]
       : null;
-    for (const id of ["roads", "roads-casing", "buildings", "buildings-line"]) {
-      if (map.getLayer(id)) map.setFilter(id, filter);
-    }
-    if (map.getLayer("roads-arrows")) {
-      map.setFilter("roads-arrows", filter ? ["all", ["has", "d"], filter] : ["has", "d"]);
-    }
+    for (const id of ["roads", "roads-casing", "buildings", "buildings-line"]) setFilter(id, filter);
+    setFilter("roads-arrows", filter ? ["all", ["has", "d"], filter] : ["has", "d"]);
   }
 
   function showComparison() {
@@ -793,7 +819,6 @@ const satmap = (() => {
     fillPanel();
     startMap(view);
     await new Promise((resolve) => { map.once("load", resolve); });
-    addArrows();
     connect();
     apply();
     satmap.started = true;
