@@ -96,7 +96,7 @@ const satmap = (() => {
       if (shapes.area) properties.a = Math.round(shapes.area[k] * 10) / 10;
       if (!Number.isNaN(shapes.confidence[k])) properties.c = Math.round(shapes.confidence[k] * 1e4) / 1e4;
       if (kinds) properties.f = kinds[k];
-      features[k] = feature({ type: "Polygon", coordinates: shapes.rings_of(k) }, properties, k);
+      features[k] = feature({ type: "Polygon", coordinates: shapes.ringsOf(k) }, properties, k);
     }
     return collection(features);
   }
@@ -268,7 +268,7 @@ const satmap = (() => {
   }
 
   const outline = ({ number, shapes }) =>
-    feature({ type: "MultiLineString", coordinates: shapes.rings_of(number) });
+    feature({ type: "MultiLineString", coordinates: shapes.ringsOf(number) });
 
   function showTip(hit, point = null) {
     const tip = element("tip");

@@ -75,7 +75,7 @@ const satmapData = (() => {
       return ring;
     }
 
-    rings_of(number) {
+    ringsOf(number) {
       const rings = [];
       for (let r = this.firstRing[number]; r < this.firstRing[number + 1]; r++) {
         rings.push(this.ring(r));

@@ -131,7 +131,7 @@ class Router {
 
   /** Call a function with each cell that a segment touches, its edge and its first vertex. */
   eachCell(visit) {
-    const { starts, sizes, count, cell, columns, rows } = this;
+    const { starts, sizes, count, columns, rows } = this;
     const column = (value) => Math.min(Math.max(Math.floor(value), 0), columns - 1);
     const row = (value) => Math.min(Math.max(Math.floor(value), 0), rows - 1);
     for (let e = 0; e < count; e++) {
@@ -153,7 +153,6 @@ class Router {
         }
       }
     }
-    void cell;
   }
 
   inCells(v) {
