@@ -57,6 +57,26 @@ def test_route_by_hand() -> None:
     assert network.snap(*at(-3, 50)).distance_m == pytest.approx(3, abs=0.01)
 
 
+def test_a_place_at_a_crossing_may_use_all_of_its_roads() -> None:
+    one_way = {"oneway": "yes", "travel_time_s": 10.0}
+    network = build_network(
+        [
+            road((0, 0), (100, 0), **one_way),
+            road((0, 0), (0, 100), **one_way),
+            road((0, 0), (-100, 0), **one_way),
+            road((-100, -100), (0, 0), **one_way),
+        ]
+    )
+    # Whichever road is the nearest one there, the others are as near.
+    for edge, share in ((0, 0.0), (1, 0.0), (2, 0.0), (3, 1.0)):
+        start = Position(edge, share, 0.0)
+        for end in (at(50, 0), at(0, 50), at(-50, 0)):
+            route = find_route(network, start, network.snap(*end))
+            assert route is not None and route.time_s == pytest.approx(5, abs=1e-3)
+        before = find_route(network, network.snap(*at(-50, -50)), start)
+        assert before is not None and before.time_s == pytest.approx(5, abs=1e-3)
+
+
 def test_places_on_one_road() -> None:
     network = build_network(SQUARE)
     start, end = network.snap(*at(20, 0)), network.snap(*at(70, 0))

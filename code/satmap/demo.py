@@ -15,6 +15,9 @@ from satmap.report.overlay import write_overlays
 from satmap.runtime.device import pick_device
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
+from satmap.viewer.data import read_results
+from satmap.viewer.imagery import Imagery
+from satmap.viewer.page import write_page
 from satmap.weights.starters import PICTURES, starter_weights
 from synthcity import CityError, make_city
 
@@ -53,6 +56,8 @@ def run_demo(directory: Path) -> str:
                 )
             )
             write_overlays(result, [image], real, part_m=_PLACE_M)
+            page = result.with_suffix(".html")
+            write_page(page, read_results([result]), Imagery([image]))
     with _step("making a synthetic city", seconds):
         try:
             make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)
@@ -74,6 +79,7 @@ def run_demo(directory: Path) -> str:
     rows += [(f"APLS {name}", f"{apls[f'fair_apls_{name}']:.3f}") for name in ("length", "time")]
     made = {
         "real map": real,
+        "open in a browser": page,
         "city": city,
         "weights": weights,
         "submission": output,

@@ -37,6 +37,10 @@ _SAME_LENGTH = 1.1
 # Turns by fewer degrees are straight on; beyond the others they are sharp, or turn back.
 _STRAIGHT, _SHARP, _BACK = 30.0, 120.0, 165.0
 
+# A place within this share of an edge's length from its end is at the node there. All edges of the
+# node can then be used, whichever of them was the nearest.
+_AT_END = 1e-9
+
 _FORWARD, _BACKWARD = {"yes", "true", "1"}, {"-1", "reverse"}
 
 
@@ -81,15 +85,16 @@ class Network:
         line = self.tree.geometries[edge]
         along = float(shapely.line_locate_point(line, point))
         share = along / max(float(line.length), 1e-9)
-        return Position(edge, min(share, 1.0), float(shapely.distance(line, point)))
+        share = 0.0 if share < _AT_END else 1.0 if share > 1 - _AT_END else share
+        return Position(edge, share, float(shapely.distance(line, point)))
 
     def times_from(self, start: "Position", limit_s: float = math.inf) -> "Reached":
         """Return the shortest times from a position to all nodes."""
         count, edge = len(self.places), start.edge
         leaving: dict[int, float] = {}
-        if self.directions[edge] >= 0:
+        if self.directions[edge] >= 0 or start.share == 1:
             leaving[int(self.ends[edge, 1])] = (1 - start.share) * float(self.times_s[edge])
-        if self.directions[edge] <= 0:
+        if self.directions[edge] <= 0 or start.share == 0:
             node, seconds = int(self.ends[edge, 0]), start.share * float(self.times_s[edge])
             leaving[node] = min(seconds, leaving.get(node, math.inf))
         rows, columns, times, _ = self._steps
@@ -258,10 +263,10 @@ def find_route(network: Network, start: Position, end: Position) -> Route | None
     reached = network.times_from(start)
     edge, whole = end.edge, network.times_s[end.edge]
     options: list[tuple[float, int]] = []
-    if network.directions[edge] >= 0:
+    if network.directions[edge] >= 0 or end.share == 0:
         node = int(network.ends[edge, 0])
         options.append((float(reached.times_s[node] + end.share * whole), node))
-    if network.directions[edge] <= 0:
+    if network.directions[edge] <= 0 or end.share == 1:
         node = int(network.ends[edge, 1])
         options.append((float(reached.times_s[node] + (1 - end.share) * whole), node))
     if start.edge == edge and network.directions[edge] * (end.share - start.share) >= 0:

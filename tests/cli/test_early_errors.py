@@ -76,6 +76,10 @@ CASES = [
     ("score file file --plot p --images nowhere", "nowhere does not exist"),
     ("check nowhere.csv", "nowhere.csv does not exist"),
     ("overlay nowhere.csv pictures images", "nowhere.csv does not exist"),
+    ("view nowhere.gpkg", "nowhere.gpkg does not exist"),
+    ("view file --images nowhere", "nowhere does not exist"),
+    ("view file file --truth file", "give one RESULT"),
+    ("view file --html file/map.html", "/file/map.html: File exists"),
 ]
 
 

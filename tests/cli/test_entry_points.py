@@ -74,7 +74,7 @@ def test_the_scripts_work_from_anywhere_with_spaces_in_paths(
         [str(ROOT / "train.sh"), "--recipe", str(recipe), str(data / "train")], place, **environment
     )
     assert trained.returncode == 0, trained.stderr
-    assert "fold1-efficientnet_lite0-8band-light" in trained.stdout
+    assert "fold1-resnet18-8band" in trained.stdout
     predicted = run(
         [
             str(ROOT / "test.sh"),

@@ -61,6 +61,8 @@ def test_the_wheel_has_all_files_of_both_packages(wheel: Path) -> None:
         for pattern in ("*.py", "*.yaml", "py.typed")
         for path in (ROOT / "code").rglob(pattern)
     ]
+    for directory in ("starters/*", "viewer/page", "viewer/vendor"):
+        wanted += [path for path in (ROOT / "code/satmap").glob(f"{directory}/*") if path.is_file()]
     assert packed == {path.relative_to(ROOT / "code").as_posix() for path in wanted}
     assert {"satmap/py.typed", "synthcity/py.typed", "satmap/recipes/demo.yaml"} <= packed
 

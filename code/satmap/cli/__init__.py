@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import satmap
-from satmap.cli import data, labels, prediction, results, routes, training, weights
+from satmap.cli import data, labels, prediction, results, routes, training, viewing, weights
 from satmap.cli.commands import Command, Commands, Parser
 from satmap.errors import PeerError, RestartError, SatmapError
 from satmap.io.text import printable
@@ -163,6 +163,7 @@ def _parser() -> Parser:
         data.add_inventory,
         data.add_audit,
         results.add_overlay,
+        viewing.add_view,
         routes.add_route,
         routes.add_reach,
         results.add_convert,

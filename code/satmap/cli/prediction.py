@@ -23,6 +23,7 @@ from satmap.cli.options import (
     with_pixel_size,
 )
 from satmap.errors import SatmapError
+from satmap.io.files import require_writable
 from satmap.io.text import printable
 from satmap.io.walk import require_directories
 from satmap.recipes.registry import task_names
@@ -160,7 +161,8 @@ def add_map(commands: Commands) -> None:
         "output OUT",
         Path,
         f"map to write; its suffix is the format: {_FORMATS}, or .csv. Images without georeference "
-        "need .csv or .graphml, which hold pixels. Masks: .zip, .tgz, or a directory",
+        "need .csv or .graphml, which hold pixels. Masks: .zip, .tgz, or a directory. OUT.html is "
+        "an interactive map for the browser, with OUT.gpkg beside it",
     )
     map_.value(
         "--export PATH", Path, "also write this format; repeatable", action="append", default=[]
@@ -209,11 +211,16 @@ def _map(options: argparse.Namespace) -> int:
 
     Examples:
       satmap map town.tif roads.gpkg --task roads
+      satmap map town.tif roads.html --task roads
       satmap map town.tif roads.gpkg --weights weights --export roads.osm --crs EPSG:2154
       satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19
     """
     from satmap.cli.checks import check_mapping
 
+    page = options.output if options.output.suffix.lower() == ".html" else None
+    if page is not None:
+        require_writable(page)
+        options.output = page.with_suffix(".gpkg")
     check_mapping(options)
     if (status := _launched(options)) is not None:
         return status
@@ -252,7 +259,20 @@ def _map(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     print(f"{options.output}: {sum(done.images.values())} {done.noun}")
+    if page is not None and any(done.images.values()):
+        _write_page(page, options)
     return 1 if done.unfinished else 0
+
+
+def _write_page(page: Path, options: argparse.Namespace) -> None:
+    """Write the map of ``map`` for the browser, with the imagery that it was made from."""
+    from satmap.viewer.data import read_results
+    from satmap.viewer.imagery import Imagery
+    from satmap.viewer.page import write_page
+
+    imagery = Imagery(options.sources, crs=options.source_crs, zoom=options.zoom)
+    write_page(page, read_results([options.output]), imagery)
+    print(f"{page}: open it in a browser")
 
 
 def add_vectorize(commands: Commands) -> None:

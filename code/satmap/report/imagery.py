@@ -71,7 +71,7 @@ class Imagery:
             return None
         sources = [read_source(str(path)) for path in paths]
         source = min(sources, key=_preference)
-        (layer,) = _layers([source])
+        (layer,) = rgb_layers([source])
         box = Box(0, 0, source.width, source.height)
         # Half of the reduction is left to the picture, which does it better.
         reduce = max(1, max(source.width, source.height) // (2 * PANEL_PX))
@@ -101,7 +101,7 @@ class Imagery:
     @cached_property
     def _placed(self) -> tuple[Layer, ...]:
         sources = find_sources(self._places).sources
-        placed = [layer for layer in _layers(sources) if layer.georeference is not None]
+        placed = [layer for layer in rgb_layers(sources) if layer.georeference is not None]
         if not placed:
             raise SatmapError(
                 f"no raster under {', '.join(map(str, self._places))} has a georeference, which "
@@ -121,7 +121,7 @@ def _preference(source: Source) -> tuple[int, int]:
     return -source.width * source.height, abs(len(source.bands) - _RGB)
 
 
-def _layers(sources: Sequence[Source]) -> list[Layer]:
+def rgb_layers(sources: Sequence[Source]) -> list[Layer]:
     """Return layers of red, green and blue with their stretch.
 
     Raises:
