@@ -52,8 +52,11 @@ CASES = [
     ("train images --init roads --weights roads", "would overwrite roads"),
     ("train images --recipe small-buildings --init roads", "it was trained for roads, and recipe"),
     ("train images --recipe small-roads --init roads/a.last.safetensors", "encoder is resnet18,"),
-    ("train images --recipe demo --init eight", "it reads 8 bands, and the recipe has 3."),
-    ("train images --recipe demo --init roads", "its decoder is plain with the widths [16, 16,"),
+    ("train images --recipe quick-roads --init eight", "it reads 8 bands, and the recipe has 3."),
+    (
+        "train images --recipe quick-roads --init roads",
+        "its decoder is plain with the widths [16, 16,",
+    ),
     ("vectorize nowhere out.csv", "nowhere does not exist"),
     ("vectorize images out.shp", "'.shp' is none of .csv, .geojson, .gpkg,"),
     ("vectorize images out.graphml --task buildings", "'.graphml' is none of .csv, .json"),

@@ -23,7 +23,40 @@ from satmap.tasks.raster.settings import FootprintLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
 
 RECIPES = ROOT / "code/satmap/recipes"
-DEMO = (RECIPES / "demo.yaml").read_text()
+DEMO = """\
+format: 1
+name: demo
+description: "two small ResNet18 UNets"
+task: roads
+folds: 2
+
+x-losses: &losses
+  road: {dice: 0.5, focal: 2, bce: 0.1}
+  speed: {dice: 0.1, focal: 2, bce: 1}
+  junction: {dice: 0.1, focal: 1, bce: 0}
+
+x-stages: &stages
+  - crop: 256
+    batch: 8
+    epochs: 8
+    passes: 8
+    validate_every: 8
+    schedule: {kind: cosine, peak: 2.0e-3, final: 2.0e-5, warmup: 0.1}
+
+x-member: &member
+  pretrained: false
+  decoder: [128, 96, 64, 32]
+  losses: *losses
+  stages: *stages
+
+members:
+  - {fold: 0, encoder: resnet18, bands: 3, <<: *member}
+  - {fold: 1, encoder: resnet18, bands: 8, <<: *member}
+
+inference:
+  tta: 4
+  checkpoints: [last]
+"""
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -139,7 +172,7 @@ def test_a_custom_recipe_file(tmp_path: Path) -> None:
 
 def test_decoders_are_widths_or_a_kind_with_widths() -> None:
     old = "decoder: [128, 96, 64, 32]"
-    recipe = load_recipe("demo")
+    recipe = parse_recipe(DEMO, "x")
     assert recipe.members[0].decoder.kind == "plain"
     assert recipe.members[0].decoder.widths == (128, 96, 64, 32)
     spelled = DEMO.replace(old, "decoder: {kind: plain, widths: [128, 96, 64, 32]}")
