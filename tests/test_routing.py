@@ -255,8 +255,13 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("route", plain, start, end) == 0
     errors = capsys.readouterr().err
     assert "1 roads state no speed" in errors
-    assert run("route", plain, "-71.3,42.3", end) == 0
-    assert "from the nearest road of" in capsys.readouterr().err
+    near = ",".join(map(str, at(0, 500)))
+    assert run("route", plain, near, end) == 0
+    assert "is 500 m from the nearest road of" in capsys.readouterr().err
+    assert run("route", plain, "-71.3,42.3", end) == 1
+    assert "km from the roads of" in capsys.readouterr().err
+    assert run("route", tmp_path, start, end) == 1
+    assert "is a directory. Give a vector file" in capsys.readouterr().err
     apart = write(tmp_path / "apart.geojson", [SQUARE[0], road((0, 500), (100, 500))])
     far = ",".join(map(str, at(50, 500)))
     assert run("route", apart, start, far) == 1

@@ -191,6 +191,9 @@ def read_network(path: Path) -> Network:
     Raises:
         SatmapError: the file cannot be read or holds no roads.
     """
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        what = "a directory" if path.is_dir() else "a CSV, whose roads are in pixels"
+        raise SatmapError(f"{path} is {what}. Give a vector file of roads, such as roads.gpkg.")
     collection = read_map(path)
     if not collection.lines:
         raise SatmapError(f"{path}: no roads. Give a vector file of roads, such as roads.gpkg.")

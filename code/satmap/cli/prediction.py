@@ -213,7 +213,7 @@ def _map(options: argparse.Namespace) -> int:
       satmap map town.tif roads.gpkg --task roads
       satmap map town.tif roads.html --task roads
       satmap map town.tif roads.gpkg --weights weights --export roads.osm --crs EPSG:2154
-      satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19
+      satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19 --weights weights
     """
     from satmap.cli.checks import check_mapping
 

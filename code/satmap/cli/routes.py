@@ -14,8 +14,8 @@ from satmap.io.files import require_writable, write_text
 # Arguments such as -71.3,42.3 are places, not options.
 _PLACE = re.compile(r"^-\d+(\.\d*)?,-?\d+(\.\d*)?$")
 
-# Warn if the nearest road is farther away, metres.
-_FAR_M = 100.0
+# Warn, or fail, if the nearest road is farther away, metres.
+_FAR_M, _TOO_FAR_M = 100.0, 10_000.0
 
 
 def add_route(commands: Commands) -> None:
@@ -55,7 +55,12 @@ def add_reach(commands: Commands) -> None:
     """Add ``reach``."""
     reach = commands.add("reach", _reach)
     _add_network(reach)
-    reach.value("--minutes M,...", _minutes, "times (default: 5,10,15)", default=(5.0, 10.0, 15.0))
+    reach.value(
+        "--minutes M,...",
+        _minutes,
+        "minutes, separated by commas (default: 5,10,15)",
+        default=(5.0, 10.0, 15.0),
+    )
     _add_output(reach)
 
 
@@ -107,6 +112,11 @@ def _read(options: argparse.Namespace) -> Any:
 def _snapped(network: Any, path: Path, place: tuple[float, float]) -> Any:
     """Return the nearest position on a road."""
     position = network.snap(*place)
+    if position.distance_m > _TOO_FAR_M:
+        raise SatmapError(
+            f"{_text(place)} is {position.distance_m / 1000:.0f} km from the roads of {path}. Give "
+            "LON,LAT in degrees, the longitude first."
+        )
     if position.distance_m > _FAR_M:
         report_warnings(
             [f"{_text(place)} is {position.distance_m:.0f} m from the nearest road of {path}"]

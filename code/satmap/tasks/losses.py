@@ -35,7 +35,7 @@ _FEATURE_STAGES = 3
 
 
 def one_process(part: Tensor) -> Tensor:
-    """Sum a tensor over a single process, which returns it unchanged."""
+    """Return the tensor: with one process there is nothing to sum."""
     return part
 
 
@@ -182,7 +182,7 @@ def centreline_dice_loss(
     Args:
         logits: float (n, 1, h, w).
         target: the objects, float 0 or 1, of the same shape.
-        centre: their centre lines, alike.
+        centre: their centre lines, of the same shape.
         total: sums a tensor over the processes that share the batch.
     """
     probabilities = logits.sigmoid()
@@ -227,7 +227,7 @@ def _dilate(values: Tensor) -> Tensor:
 
 
 def feature_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return how much an ImageNet network sees other structures in a map than in its target.
+    """Return the difference between a map and its target in the features of an ImageNet network.
 
     It is the mean squared difference of the features of the first three stages, each divided by
     its mean square in the target. Gaps, spurs and false connections change these features more than

@@ -68,12 +68,12 @@ def _roads(truth: MapData, scoring: Scoring) -> Comparison:
         metres[0] += errors.missed.roads_m - errors.missed.lost_m
         metres[1] += errors.missed.lost_m
         metres[2] += errors.false.lost_m
-        for lost, gap, broken in (
-            (errors.missed, "Gap", "Broken route"),
-            (errors.false, "False join", "False route"),
+        for lost, gap, broken, names in (
+            (errors.missed, "Gap", "Broken route", ("truth", "result")),
+            (errors.false, "False join", "False route", ("result", "truth")),
         ):
             breaks += _breaks(grid, lost, gap)
-            routes += _routes(grid, lost, broken)
+            routes += _routes(grid, lost, broken, names)
     total = scoring.report.total
     score = (
         f"APLS {_share(total, 'apls_length')} by length, {_share(total, 'apls_time')} by travel "
@@ -95,19 +95,33 @@ def _first(spots: Iterable[tuple[float, Spot]]) -> list[Spot]:
 def _breaks(grid: Georeference, lost: LostRoads, words: str) -> list[tuple[float, Spot]]:
     spots = []
     for each in lost.breaks:
-        detail = f"+{each.other_m - each.way_m:.0f} m" if isfinite(each.other_m) else "no way"
+        longer = each.other_m - each.way_m
+        detail = f"detour of {longer:.0f} m" if isfinite(longer) else "not connected"
         at = _degrees(grid, np.array([each.xy]))
         spots.append((min(each.other_m - each.way_m, 1e6), Spot(words, detail, at)))
     return spots
 
 
-def _routes(grid: Georeference, lost: LostRoads, words: str) -> list[tuple[float, Spot]]:
+def _routes(
+    grid: Georeference, lost: LostRoads, words: str, sides: tuple[str, str]
+) -> list[tuple[float, Spot]]:
+    """Return routes that are longer or missing on the other side; ``sides`` names both."""
     spots = []
     for each in lost.routes:
         other = f"{each.other_m:.0f} m" if isfinite(each.other_m) else "none"
         line = _degrees(grid, each.path)
         rank = abs(each.other_m - each.way_m) if isfinite(each.other_m) else inf
-        spots.append((rank, Spot(words, f"{each.way_m:.0f} m, here {other}", line, (line,))))
+        spots.append(
+            (
+                rank,
+                Spot(
+                    words,
+                    f"{each.way_m:.0f} m in the {sides[0]}, {other} in the {sides[1]}",
+                    line,
+                    (line,),
+                ),
+            )
+        )
     return spots
 
 

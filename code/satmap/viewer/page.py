@@ -72,7 +72,7 @@ def make_page(
     Args:
         data: what the map shows.
         picture: imagery as an image file, and its corners in degrees.
-        tiles: ``minzoom``, ``maxzoom`` and ``bounds`` of the tiles of a local server.
+        tiles: ``maxzoom`` and ``bounds`` of the tiles of a local server.
     """
     more: dict[str, Any] = {"tiles": tiles}
     if picture is not None:

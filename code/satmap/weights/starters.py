@@ -41,6 +41,6 @@ def starter_weights(task: str | None) -> Path:
             "networks give --weights."
         )
     raise SatmapError(
-        f"satmap has no starter network for {task}. Give {choice}, or your own networks with "
-        "--weights."
+        f"satmap has no starter network for {task}, only for {', '.join(tasks)}. Give your own "
+        "networks with --weights."
     )
