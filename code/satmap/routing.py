@@ -20,8 +20,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
 from satmap.errors import SatmapError
-from satmap.io.geojson_reader import LON_LAT, GeoLine, project
-from satmap.submissions.vector_maps import read_map, travel_time_s
+from satmap.io.geojson_reader import GeoLine
+from satmap.submissions.vector_maps import in_degrees, read_map, travel_time_s
 from satmap.vectors.georeference import metres_per_degree
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
@@ -152,7 +152,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Reached:
-    """Shortest times from a position, seconds, by node, and the node before each on the way."""
+    """The seconds from a position to each node, and the node before it on the fastest way."""
 
     start: Position
     times_s: Floats
@@ -197,20 +197,10 @@ def read_network(path: Path) -> Network:
     collection = read_map(path)
     if not collection.lines:
         raise SatmapError(f"{path}: no roads. Give a vector file of roads, such as roads.gpkg.")
-    if collection.crs != LON_LAT:
-        try:
-            sizes = np.cumsum([len(line.xy) for line in collection.lines])[:-1]
-            whole = project(
-                np.concatenate([line.xy for line in collection.lines]), collection.crs, LON_LAT
-            )
-        except ValueError as error:
-            raise SatmapError(f"{path}: {error}.") from error
-        parts = np.split(whole, sizes)
-    else:
-        parts = [line.xy for line in collection.lines]
-    return build_network(
-        [GeoLine(xy, line.properties) for xy, line in zip(parts, collection.lines, strict=True)]
-    )
+    try:
+        return build_network(in_degrees(collection).lines)
+    except ValueError as error:
+        raise SatmapError(f"{path}: {error}.") from error
 
 
 def build_network(roads: Sequence[GeoLine]) -> Network:

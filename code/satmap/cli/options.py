@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def add_weights(sub: Parser, starters: bool = False) -> None:
-    """Add the option for the directory of weights. The default is ``starters`` or weights/."""
+    """Add the option for the directory of weights.
+
+    With ``starters`` the default is the starter network of the task, otherwise weights/.
+    """
     given = os.environ.get("WEIGHTS_DIR", "" if starters else "weights")
     other = "else the starter network of the task" if starters else "else weights"
     sub.value(

@@ -14,7 +14,7 @@ from satmap.io.files import require_writable, write_text
 # Arguments such as -71.3,42.3 are places, not options.
 _PLACE = re.compile(r"^-\d+(\.\d*)?,-?\d+(\.\d*)?$")
 
-# Warn, or fail, if the nearest road is farther away, metres.
+# Metres to the nearest road beyond which the commands warn, and beyond which they fail.
 _FAR_M, _TOO_FAR_M = 100.0, 10_000.0
 
 

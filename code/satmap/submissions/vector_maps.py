@@ -91,6 +91,32 @@ def read_map(path: Path) -> FeatureCollection:
     )
 
 
+def in_degrees(collection: FeatureCollection) -> FeatureCollection:
+    """Return a map in longitude and latitude.
+
+    Raises:
+        ValueError: its coordinates cannot be converted.
+    """
+    if collection.crs == LON_LAT:
+        return collection
+    surfaces = np.array([surface.polygon for surface in collection.surfaces], np.object_)
+    corners = shapely.get_coordinates(surfaces)
+    # One call for all: each call sets up the projection again.
+    parts = [*(line.xy for line in collection.lines), corners]
+    placed = project(np.concatenate(parts), collection.crs, LON_LAT)
+    *lines, corners = np.split(placed, np.cumsum([len(part) for part in parts])[:-1])
+    shapely.set_coordinates(surfaces, corners)
+    return FeatureCollection(
+        LON_LAT,
+        tuple(GeoLine(xy, old.properties) for xy, old in zip(lines, collection.lines, strict=True)),
+        tuple(
+            Surface(polygon, old.properties)
+            for polygon, old in zip(surfaces.tolist(), collection.surfaces, strict=True)
+        ),
+        collection.geometries,
+    )
+
+
 def find_maps(path: Path) -> dict[str, Path]:
     """Find GeoJSON files by image id: a single file, or all files under a directory.
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.errors import SatmapError
-from satmap.io.geojson_reader import LON_LAT, FeatureCollection, GeoLine, Surface, project
+from satmap.io.geojson_reader import GeoLine, Surface
 from satmap.routing import Network, build_network
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.vector_maps import find_maps, read_map
+from satmap.submissions.vector_maps import find_maps, in_degrees, read_map
 from satmap.vectors.georeference import metres_per_degree
 
 Floats = NDArray[np.float64]
@@ -188,30 +188,24 @@ def _read(
     surfaces: list[tuple[tuple[Floats, ...], Mapping[str, Any]]] = []
     files = find_maps(path) if path.is_dir() else {"": path}
     for image_id, file in files.items():
-        collection = read_map(file)
         try:
-            to_degrees = partial(_to_degrees, collection)
-            more = {"image_id": image_id} if image_id else {}
-            lines += [(to_degrees(line.xy), more | dict(line.properties))
-                      for line in collection.lines]  # fmt: skip
-            surfaces += [
-                (tuple(map(to_degrees, _rings(surface))), more | dict(surface.properties))
-                for surface in collection.surfaces
-            ]
+            collection = in_degrees(read_map(file))
         except ValueError as error:
             raise SatmapError(
                 f"{file}: its coordinates {error}. Check its reference system."
             ) from error
+        more = {"image_id": image_id} if image_id else {}
+        lines += [(line.xy, more | dict(line.properties)) for line in collection.lines]
+        surfaces += [
+            (tuple(_rings(surface)), more | dict(surface.properties))
+            for surface in collection.surfaces
+        ]
     return lines, surfaces
 
 
 def _rings(surface: Surface) -> list[Floats]:
     polygon = surface.polygon
     return [shapely.get_coordinates(ring) for ring in (polygon.exterior, *polygon.interiors)]
-
-
-def _to_degrees(collection: FeatureCollection, xy: Floats) -> Floats:
-    return xy if collection.crs == LON_LAT else project(xy, collection.crs, LON_LAT)
 
 
 def _require_one_place(bounds: Sequence[tuple[Path, Floats]]) -> None:

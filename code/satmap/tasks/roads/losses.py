@@ -65,14 +65,18 @@ def road_loss(
         picked = ignored.silence(logits[:, [map_names.index(name) for name in names]].float())
         weights, truth = getattr(losses, head), targets[head].float()
         parts[head] = head_loss(picked, truth, weights, total, ignored.scale)
-    road, centre = logits[:, [map_names.index(ROAD)]].float(), targets["centre"].float()
-    if losses.road.recall:
-        parts["road"] = parts["road"] + losses.road.recall * recall_loss(road, centre, total)
-    road, truth = ignored.silence(road), targets["road"].float()
-    if losses.road.centreline_dice:
-        apart = centreline_dice_loss(road, truth, centre, total)
-        parts["road"] = parts["road"] + losses.road.centreline_dice * apart
-    if losses.road.features:
-        parts["road"] = parts["road"] + losses.road.features * feature_loss(road, truth)
+    own = losses.road
+    if own.recall or own.centreline_dice or own.features:
+        road, centre = logits[:, [map_names.index(ROAD)]].float(), targets["centre"].float()
+        silent, truth = ignored.silence(road), targets["road"].float()
+        further = road.new_zeros(())
+        if own.recall:
+            further = further + own.recall * recall_loss(road, centre, total)
+        if own.centreline_dice:
+            apart = centreline_dice_loss(silent, truth, centre, total)
+            further = further + own.centreline_dice * apart
+        if own.features:
+            further = further + own.features * feature_loss(silent, truth)
+        parts["road"] = parts["road"] + further
     loss = torch.stack(list(parts.values())).sum()
     return loss, {head: part.detach() for head, part in parts.items()}
