@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -162,6 +162,12 @@ road_maps = st.lists(lines, max_size=5).map(lambda drawn: roads(*drawn))
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    # Two vertices within a tenth of a pixel, which the scorer takes for one place.
+    truth=roads([(0, 0), (0, 120)], [(0, 0), (0, 180), (0.125, 0), (0.140625, 0), (0, 60)]),
+    proposal=roads([(0, 0), (0, 60)]),
+    seed=0,
+)
 @given(truth=road_maps, proposal=road_maps, seed=st.integers(0, 99))
 def test_diagnosis_of_any_maps(truth: list[RoadRow], proposal: list[RoadRow], seed: int) -> None:
     shuffle = random.Random(seed)

@@ -244,7 +244,8 @@ def _routes(a: AplsGraph, b: AplsGraph, controls: Positions, scale: float) -> tu
         used |= links
         other, _ = split_b.path(b.junctions + here, b.junctions + there)
         other_m = inf if other is None else _length(other) * scale
-        routes.append(Route(path, float(way[k]) * scale, other, other_m))
+        # The scorer's own length leaves out steps between vertices that it takes for one place.
+        routes.append(Route(path, _length(path) * scale, other, other_m))
     return tuple(routes)
 
 
