@@ -78,13 +78,13 @@ def _view(options: argparse.Namespace) -> int:
         tiles = {"maxzoom": imagery.deepest_zoom, "bounds": imagery.bounds}
     page = make_page(data, tiles=tiles).encode()
     with MapServer(page, imagery, options.port) as server:
-        print(f"{server.url} (Ctrl-C ends it)", flush=True)
-        if not options.no_browser:
-            import webbrowser
-
-            if not webbrowser.open(server.url):
-                print("satmap: no browser could be opened; open the address.", file=sys.stderr)
         try:
+            print(f"{server.url} (Ctrl-C ends it)", flush=True)
+            if not options.no_browser:
+                import webbrowser
+
+                if not webbrowser.open(server.url):
+                    print("satmap: no browser could be opened; open the address.", file=sys.stderr)
             server.serve_forever(0.1)
         except Terminated as ended:
             raise Terminated(ended.status - 128, "stopped") from None
