@@ -14,6 +14,7 @@ import hashlib
 import html
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -34,7 +35,7 @@ from satmap.viewer.imagery import Imagery
 _PACKAGE = resources.files("satmap.viewer")
 
 # Scripts in the order in which they run.
-_SCRIPTS = ("data.js", "style.js", "app.js")
+_SCRIPTS = ("data.js", "style.js", "draw.js", "app.js")
 
 _UNITS = 1e7
 
@@ -42,6 +43,10 @@ _UNITS = 1e7
 _MOST_COLUMNS = 40
 
 _MPS_TO_KMH = 3.6
+
+# Wider roads and further levels are mistakes.
+_WIDEST_M, _DEEPEST = 200.0, 5
+_METRES = re.compile(r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*(?:m|;|$)", re.ASCII)
 
 _AROUND = 5e-4
 
@@ -80,6 +85,7 @@ def make_page(
     content = base64.b64encode(pack(data, more)).decode()
     image = base64.b64encode(picture[0]).decode() if picture is not None else ""
     scripts = [_text("vendor", "maplibre-gl.js").rpartition("//# sourceMappingURL")[0]]
+    scripts += [_text("vendor", "earcut.js")]
     scripts += [_text("page", name) for name in _SCRIPTS]
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'"
@@ -138,6 +144,7 @@ def _contents(arrays: "_Arrays", data: MapData) -> dict[str, Any]:
     if data.network is None:
         return {"roads": roads, "buildings": buildings}
     roads |= _speeds(arrays, data.roads, data.network)
+    roads |= _widths_and_decks(arrays, data.roads)
     return {"roads": roads, "buildings": buildings, "network": _network(arrays, data.network)}
 
 
@@ -270,6 +277,45 @@ def _speeds(arrays: _Arrays, roads: Shapes, network: Network) -> dict[str, Any]:
         "speed": arrays.add(np.minimum(speeds, 1000).astype(np.float32)),
         "direction": arrays.add(network.directions[np.searchsorted(road, np.arange(len(roads)))]),
     }
+
+
+def _widths_and_decks(arrays: _Arrays, roads: Shapes) -> dict[str, Any]:
+    """Return the width of each road, and its level: 0 is the ground; where any is known."""
+    widths = np.array([_width_m(each) for each in roads.properties], np.float32)
+    decks = np.array([_deck(each) for each in roads.properties], np.int8)
+    found = {}
+    if np.isfinite(widths).any():
+        found["width"] = arrays.add(widths)
+    if decks.any():
+        found["deck"] = arrays.add(decks)
+    return found
+
+
+def _width_m(properties: Mapping[str, Any]) -> float:
+    for name in ("width_m", "width", "est_width"):
+        if 0 < (width := _leading_number(properties.get(name))) < _WIDEST_M:
+            return width
+    return math.nan
+
+
+def _deck(properties: Mapping[str, Any]) -> int:
+    """Return the level of a road, as OpenStreetMap states it: 1 for bridges, -1 for tunnels."""
+    level = _leading_number(properties.get("layer"))
+    if math.isfinite(level):
+        return int(max(-_DEEPEST, min(level, _DEEPEST)))
+    bridge, tunnel = (
+        str(properties.get(name) or "no").lower() not in ("no", "false", "0")
+        for name in ("bridge", "tunnel")
+    )
+    return int(bridge) - int(tunnel)
+
+
+def _leading_number(value: Any) -> float:
+    """Return the number that a property is or begins with, such as ``7.5 m``; else NaN."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = _METRES.match(value) if isinstance(value, str) else None
+    return float(match[1]) if match else math.nan
 
 
 def _area_m2(rings: Sequence[NDArray[np.float64]]) -> float:

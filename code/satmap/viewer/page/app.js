@@ -1,35 +1,107 @@
 "use strict";
+// @ts-check
 // The map, its panel, and routes on it. `window.satmap` is for scripts and tests.
+
+/** @typedef {maplibregl.PointLike & {x: number, y: number}} Pixel */
+/** @typedef {{layer: keyof typeof satmap.HOVERED, number: number, shapes: Shapes}} Hit a shape under the pointer */
+/** @typedef {[zoom: number, width: number][]} Stops */
+/** @typedef {Extract<maplibregl.LayerSpecification, {type: "line"}>} LineLayer */
+/** @typedef {"inspect" | "route" | "reach"} Mode */
+/** @typedef {"result" | "truth" | "swipe" | "compare"} Shown */
+/** @typedef {"reach" | "route" | "truth-route" | "hover"} Mark */
+/** @typedef {(task: string, ...args: any[]) => Promise<any>} Ask asks a worker */
+/**
+ * @typedef {object} State
+ * @property {Mode} mode
+ * @property {string} roadColour
+ * @property {string} buildingColour
+ * @property {number} least confidence that is shown
+ * @property {boolean} roads
+ * @property {boolean} buildings
+ * @property {boolean} imagery
+ * @property {number} opacity of the imagery, percent
+ * @property {Shown} truth
+ * @property {number} swipe share of the width that shows the result
+ * @property {"kmh" | "mph"} unit
+ * @property {"light" | "dark"} theme
+ * @property {Place[]} route
+ * @property {Place | null} reach
+ * @property {number} minutes number of the times of reach
+ */
 
 const satmap = (() => {
   const { units, duration, percent, roadColours, buildingColours } = satmapStyle;
-  const element = (id) => document.getElementById(id);
+  const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
+  const input = (/** @type {string} */ id) => /** @type {HTMLInputElement} */ (document.getElementById(id));
+  /** The buttons of a group. */
+  const buttonsOf = (/** @type {string} */ id) =>
+    /** @type {HTMLButtonElement[]} */ ([...element(id).children]);
   const CASING = { light: "#2b2f36", dark: "#000000" };
   const GROUND = { light: "#eceae4", dark: "#12151a" };
   const REACH = ["#fff3b0", "#fdae61", "#d7301f"];
   const MINUTES = [[1, 2, 3], [5, 10, 15], [10, 20, 30]];
   const FOUND = "#56b4e9", MISSED = "#cc79a7", FALSE = "#d55e00";
-  const ROAD_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 0.8, 13, 2, 16, 4.5, 19, 11];
-  const CASING_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 1.2, 13, 3.4, 16, 7, 19, 15];
-  const ROUTE_WIDTH = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 3, 13, 5, 16, 9, 19, 18];
-  const ROUTE_CASING = ["interpolate", ["exponential", 1.35], ["zoom"], 9, 5, 13, 9, 16, 14, 19, 25];
+  // Widths in pixels at zoom levels.
+  /** @type {Stops} */
+  const ROAD_WIDTH = [[9, 0.8], [13, 2], [16, 4.5], [19, 11]];
+  /** @type {Stops} */
+  const CASING_WIDTH = [[9, 1.2], [13, 3.4], [16, 7], [19, 15]];
+  /** @type {Stops} */
+  const OUTLINE_WIDTH = [[12, 0.4], [17, 1.6]];
+  /** @type {Stops} */
+  const ROUTE_WIDTH = [[9, 3], [13, 5], [16, 9], [19, 18]];
+  /** @type {Stops} */
+  const ROUTE_CASING = [[9, 5], [13, 9], [16, 14], [19, 25]];
+  /** @type {Stops} */
+  const HOVER_WIDTH = [[10, 2], [18, 5]];
+  const BASE = 1.35;
+  /** @type {Shown[]} */
+  const SHOWN = ["result", "truth", "swipe", "compare"];
   // From this zoom level on, lines have casings and areas have outlines.
-  const DETAIL_ZOOM = 12;
-  const EMPTY = { type: "FeatureCollection", features: [] };
+  const DETAIL_ZOOM = 12, ARROW_ZOOM = 14;
+  // How far the pointer may be from a road, in pixels.
+  const REACH_PX = 6;
+  /** @type {("roads" | "buildings")[]} */
+  const KINDS = ["roads", "buildings"];
 
+  /** @type {State} */
   const state = {
     mode: "inspect", roadColour: "", buildingColour: "", least: 0, roads: true, buildings: true,
-    imagery: true, opacity: 100, truth: "result", unit: "kmh", theme: "light",
+    imagery: true, opacity: 100, truth: "result", swipe: 0.5, unit: "kmh", theme: "light",
     route: [], reach: null, minutes: 1,
   };
-  let planned = null;
-  let map, header, roads, buildings, network, truth = null, hovered = "";
-  let roadChoices = {}, buildingChoices = {}, markers = [], scale;
+  /** @type {maplibregl.Map} */
+  let map;
+  /** @type {maplibregl.ScaleControl} */
+  let scale;
+  /** @type {Header} */
+  let header;
+  /** @type {Shapes} */
+  let roads;
+  /** @type {Shapes} */
+  let buildings;
+  /** @type {ReturnType<typeof satmapData.network> | undefined} */
+  let network;
+  /** @type {{roads: Shapes, buildings: Shapes, missedRoads: Shapes, falseRoads: Shapes, compared: Shapes, kinds: Int8Array} | undefined} */
+  let truth;
+  /** @type {Record<string, Drawing>} what is drawn, by name */
+  const drawings = {};
+  /** @type {Record<string, Colouring>} */
+  let roadChoices = {};
+  /** @type {Record<string, Colouring>} */
+  let buildingChoices = {};
+  /** @type {maplibregl.Marker[]} */
+  let markers = [];
+  let hovered = "";
+  /** @type {{result?: Ask, truth?: Ask}} */
   const routers = {};
 
   // --- small helpers ------------------------------------------------------------------------------
 
-  /** Make an element; all text is set as text. */
+  /**
+   * Make an element; all text is set as text.
+   * @param {string} tag @param {Record<string, any>} properties @param {(string | Node)[]} children
+   */
   function make(tag, properties = {}, ...children) {
     const made = document.createElement(tag);
     for (const [name, value] of Object.entries(properties)) {
@@ -41,27 +113,37 @@ const satmap = (() => {
     return made;
   }
 
+  /** @typedef {{type: "Feature", properties: Record<string, any>, geometry: any}} Feature */
+  /** @param {Feature[]} features @returns {{type: "FeatureCollection", features: Feature[]}} */
   const collection = (features) => ({ type: "FeatureCollection", features });
-  const feature = (geometry, properties = {}, id = undefined) =>
-    ({ type: "Feature", id, properties, geometry });
-  const lineOf = (line) => feature({ type: "LineString", coordinates: line });
-  const say = (text) => { element("status").textContent = text; };
+  /** @param {Place[]} line @returns {Feature} */
+  const lineOf = (line) => ({ type: "Feature", properties: {}, geometry: { type: "LineString", coordinates: line } });
+  /** @param {Place[][]} lines @param {Record<string, any>} properties @returns {Feature} */
+  const linesOf = (lines, properties = {}) =>
+    ({ type: "Feature", properties, geometry: { type: "MultiLineString", coordinates: lines } });
+  const say = (/** @type {string} */ text) => { element("status").textContent = text; };
   const unit = () => units[state.unit];
+  /** @param {number} count @param {string} noun */
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+  /** @param {maplibregl.LngLat} at @returns {Place} */
+  const placeOf = ({ lng, lat }) => [lng, lat];
 
   // --- routing in a worker ------------------------------------------------------------------------
 
+  /** @param {Network} forWorker @returns {Ask} */
   function startRouter(forWorker) {
-    const source = element("satmap-routing").textContent;
+    const source = element("satmap-routing").textContent ?? "";
     const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    /** @type {Map<number, {resolve: (result: any) => void, reject: (error: Error) => void}>} */
     const waiting = new Map();
     let last = 0;
     worker.onmessage = ({ data }) => {
-      const { resolve, reject } = waiting.get(data.id);
+      const asked = waiting.get(data.id);
       waiting.delete(data.id);
-      if (data.error) reject(new Error(data.error));
-      else resolve(data.result);
+      if (data.error) asked?.reject(new Error(data.error));
+      else asked?.resolve(data.result);
     };
+    /** @type {Ask} */
     const ask = (task, ...args) => new Promise((resolve, reject) => {
       waiting.set(++last, { resolve, reject });
       worker.postMessage({ id: last, task, args });
@@ -70,135 +152,167 @@ const satmap = (() => {
     return ask;
   }
 
-  // --- features -----------------------------------------------------------------------------------
-
-  function roadFeatures(shapes) {
-    const classes = shapes.columns.find((each) => each.name === "highway" && each.texts);
-    const features = new Array(shapes.count);
-    for (let k = 0; k < shapes.count; k++) {
-      const properties = {};
-      if (shapes.speed) {
-        properties.s = Math.round(shapes.speed[k] * 10) / 10;
-        properties.t = Math.round(shapes.time[k] * 10) / 10;
-        if (shapes.direction[k]) properties.d = shapes.direction[k];
-      }
-      if (!Number.isNaN(shapes.confidence[k])) properties.c = Math.round(shapes.confidence[k] * 1e4) / 1e4;
-      if (classes && classes.values[k] >= 0) properties.k = classes.values[k];
-      features[k] = feature({ type: "LineString", coordinates: shapes.ring(k) }, properties, k);
-    }
-    return collection(features);
-  }
-
-  function buildingFeatures(shapes, kinds = null) {
-    const features = new Array(shapes.count);
-    for (let k = 0; k < shapes.count; k++) {
-      const properties = {};
-      if (shapes.area) properties.a = Math.round(shapes.area[k] * 10) / 10;
-      if (!Number.isNaN(shapes.confidence[k])) properties.c = Math.round(shapes.confidence[k] * 1e4) / 1e4;
-      if (kinds) properties.f = kinds[k];
-      features[k] = feature({ type: "Polygon", coordinates: shapes.ringsOf(k) }, properties, k);
-    }
-    return collection(features);
-  }
-
   // --- the map ------------------------------------------------------------------------------------
 
-  function sources() {
-    const geojson = (data) => ({ type: "geojson", data, tolerance: 0.4, buffer: 32, maxzoom: 15 });
-    const found = {
-      hover: geojson(EMPTY), route: geojson(EMPTY), "truth-route": geojson(EMPTY), reach: geojson(EMPTY),
-    };
-    if (roads.count) found.roads = geojson(roadFeatures(roads));
-    if (buildings.count) found.buildings = geojson(buildingFeatures(buildings));
-    if (truth) {
-      if (truth.roads.count) found["truth-roads"] = geojson(roadFeatures(truth.roads));
-      if (truth.buildings.count) {
-        found["truth-buildings"] = geojson(buildingFeatures(truth.buildings));
-      }
-      const lines = (shapes) => collection(Array.from({ length: shapes.count }, (_, k) => lineOf(shapes.ring(k))));
-      found.missed = geojson(lines(truth.missedRoads));
-      found.false = geojson(lines(truth.falseRoads));
-      found.compared = geojson(buildingFeatures(truth.compared, truth.kinds));
-    }
+  /** Return the source of the imagery, if there is any. @returns {maplibregl.SourceSpecification | null} */
+  function imagerySource() {
     if (header.tiles) {
-      found.imagery = {
+      return {
         type: "raster", tileSize: 256, ...header.tiles,
         tiles: [`${location.origin}/tiles/{z}/{x}/{y}.webp`],
       };
-    } else if (header.corners) {
-      const image = new Blob([satmapData.bytesOf("satmap-image")], { type: "image/webp" });
-      found.imagery = {
-        type: "image", url: URL.createObjectURL(image), coordinates: header.corners,
-      };
     }
-    return found;
+    if (!header.corners) return null;
+    const image = new Blob([satmapData.bytesOf("satmap-image")], { type: "image/webp" });
+    return { type: "image", url: URL.createObjectURL(image), coordinates: header.corners };
   }
 
-  function layers(given) {
-    // Round corners need several times the triangles, and cannot be seen from far away.
-    const round = {
-      "line-cap": ["step", ["zoom"], "butt", DETAIL_ZOOM, "round"],
-      "line-join": ["step", ["zoom"], "bevel", DETAIL_ZOOM, "round"],
+  /** @param {Stops} stops @returns {any} an expression of MapLibre */
+  const byZoom = (stops) => ["interpolate", ["exponential", BASE], ["zoom"], ...stops.flat()];
+
+  /** Return the number at a zoom level between stops, as MapLibre interpolates it. @param {Stops} stops @param {number} zoom */
+  function atZoom(stops, zoom) {
+    const next = stops.findIndex(([each]) => each > zoom);
+    if (next === 0) return stops[0][1];
+    if (next < 0) return stops[stops.length - 1][1];
+    const [low, from] = stops[next - 1], [high, to] = stops[next];
+    return from + ((to - from) * (BASE ** (zoom - low) - 1)) / (BASE ** (high - low) - 1);
+  }
+
+  /** Return the layers of routes and other marks, the lowest first. */
+  function markLayers() {
+    /**
+     * @param {string} id @param {Mark} source @param {string | ["get", string]} colour
+     * @param {Stops} stops @returns {LineLayer}
+     */
+    const line = (id, source, colour, stops) => ({
+      id, source, type: "line", layout: { "line-cap": "round", "line-join": "round" },
+      paint: { "line-color": colour, "line-width": byZoom(stops) },
+    });
+    /** @type {LineLayer} */
+    const dashed = {
+      ...line("truth-route", "truth-route", "#ffffff", ROAD_WIDTH), layout: { "line-join": "round" },
     };
-    const all = [
-      { id: "ground", type: "background", paint: { "background-color": GROUND[state.theme] } },
-      { id: "imagery", type: "raster", source: "imagery", paint: { "raster-fade-duration": 150 } },
+    dashed.paint = { ...dashed.paint, "line-dasharray": [2, 1.2] };
+    return [
+      line("reach", "reach", ["get", "colour"], CASING_WIDTH),
+      line("route-casing", "route", "#ffffff", ROUTE_CASING),
+      line("route", "route", "#1463b8", ROUTE_WIDTH),
+      dashed,
+      line("hover", "hover", "#ffffff", HOVER_WIDTH),
     ];
-    for (const prefix of ["", "truth-"]) {
-      all.push(
-        { id: `${prefix}buildings`, type: "fill", source: `${prefix}buildings`,
-          paint: { "fill-opacity": 0.5, "fill-color": "#e8743b", "fill-antialias": false } },
-        { id: `${prefix}buildings-line`, type: "line", source: `${prefix}buildings`, minzoom: DETAIL_ZOOM,
-          paint: { "line-width": ["interpolate", ["linear"], ["zoom"], 12, 0.4, 17, 1.6], "line-color": "#e8743b" } },
-        { id: `${prefix}roads-casing`, type: "line", source: `${prefix}roads`, layout: round, minzoom: DETAIL_ZOOM,
-          paint: { "line-color": CASING[state.theme], "line-width": CASING_WIDTH, "line-opacity": 0.75 } },
-        { id: `${prefix}roads`, type: "line", source: `${prefix}roads`, layout: round,
-          paint: { "line-width": ROAD_WIDTH, "line-color": "#f2b632" } },
-        { id: `${prefix}roads-arrows`, type: "symbol", source: `${prefix}roads`, minzoom: 14, filter: ["has", "d"],
-          layout: {
-            "symbol-placement": "line", "symbol-spacing": 90, "icon-image": "arrow",
-            "icon-rotate": ["case", ["<", ["get", "d"], 0], 180, 0],
-            "icon-allow-overlap": true, "icon-rotation-alignment": "map",
-          },
-          paint: {} },
-      );
-    }
-    const kindPaint = ["match", ["get", "f"], 0, FOUND, 1, MISSED, FALSE];
-    all.push(
-      { id: "compared", type: "fill", source: "compared", layout: { visibility: "none" },
-        paint: { "fill-opacity": 0.5, "fill-color": kindPaint } },
-      { id: "compared-line", type: "line", source: "compared", layout: { visibility: "none" },
-        paint: { "line-width": 1.6, "line-color": kindPaint } },
-    );
-    for (const [id, colour] of [["missed", MISSED], ["false", FALSE]]) {
-      all.push({ id, type: "line", source: id, layout: { ...round, visibility: "none" },
-        paint: { "line-width": ROAD_WIDTH, "line-color": colour } });
-    }
-    all.push(
-      { id: "reach", type: "line", source: "reach", layout: round,
-        paint: { "line-color": ["get", "colour"], "line-width": CASING_WIDTH } },
-      { id: "truth-route", type: "line", source: "truth-route",
-        layout: { "line-join": "round" },
-        paint: { "line-color": "#ffffff", "line-width": ROAD_WIDTH, "line-dasharray": [2, 1.2] } },
-      { id: "route-casing", type: "line", source: "route", layout: round,
-        paint: { "line-color": "#ffffff", "line-width": ROUTE_CASING } },
-      { id: "route", type: "line", source: "route", layout: round,
-        paint: { "line-color": "#1463b8", "line-width": ROUTE_WIDTH } },
-      { id: "hover", type: "line", source: "hover", layout: round,
-        paint: { "line-color": "#ffffff", "line-width": ["interpolate", ["linear"], ["zoom"], 10, 2, 18, 5] } },
-    );
-    return all.filter((layer) => !layer.source || layer.source in given);
   }
 
+  /**
+   * Show lines as a route or another mark. Sources are made when they are first used.
+   * @param {Mark} id @param {Feature[]} features
+   */
+  function mark(id, features) {
+    const source = /** @type {maplibregl.GeoJSONSource | undefined} */ (map.getSource(id));
+    if (source) {
+      source.setData(collection(features));
+    } else if (features.length) {
+      map.addSource(id, { type: "geojson", data: collection(features), tolerance: 0.4 });
+      const all = markLayers();
+      all.forEach((layer, k) => {
+        if (layer.source !== id) return;
+        const above = all.slice(k + 1).find((each) => map.getLayer(each.id));
+        map.addLayer(layer, above?.id);
+      });
+    }
+  }
+
+  /** Draw roads and buildings; called for each frame. @param {ShapesLayer} layer */
+  function drawShapes(layer) {
+    if (state.truth === "compare") {
+      if (state.buildings && drawings.compared) drawBuildings(layer, drawings.compared, 0);
+      if (!state.roads) return;
+      drawRoads(layer, drawings.roads, 0, FOUND);
+      for (const [name, colour] of [["missed", MISSED], ["false", FALSE]]) {
+        if (drawings[name]) layer.drawLines(drawings[name], { width: atZoom(ROAD_WIDTH, layer.zoom), colour });
+      }
+      return;
+    }
+    const isSwipe = state.truth === "swipe";
+    if (state.truth !== "truth") {
+      if (isSwipe) layer.clip(0, state.swipe);
+      drawSide(layer, "", Math.round(100 * state.least));
+    }
+    if (state.truth !== "result") {
+      if (isSwipe) layer.clip(state.swipe, 1);
+      drawSide(layer, "truth-", 0);
+    }
+  }
+
+  /** @param {ShapesLayer} layer @param {"" | "truth-"} prefix @param {number} least percent */
+  function drawSide(layer, prefix, least) {
+    if (state.buildings) drawBuildings(layer, drawings[`${prefix}buildings`], least);
+    if (state.roads) drawRoads(layer, drawings[`${prefix}roads`], least);
+  }
+
+  /** @param {ShapesLayer} layer @param {Drawing | undefined} drawing @param {number} least percent */
+  function drawBuildings(layer, drawing, least) {
+    if (!drawing) return;
+    layer.drawAreas(drawing, { opacity: 0.5, least });
+    if (layer.zoom >= DETAIL_ZOOM) layer.drawLines(drawing, { width: atZoom(OUTLINE_WIDTH, layer.zoom), least });
+  }
+
+  /**
+   * @param {ShapesLayer} layer @param {Drawing | undefined} drawing @param {number} least percent
+   * @param {string} [colour] instead of those of the roads
+   */
+  function drawRoads(layer, drawing, least, colour) {
+    if (!drawing) return;
+    const width = atZoom(ROAD_WIDTH, layer.zoom), casing = atZoom(CASING_WIDTH, layer.zoom);
+    // Upper levels are drawn once more, above the others.
+    for (const upper of drawing.hasUpper ? [false, true] : [false]) {
+      if (layer.zoom >= DETAIL_ZOOM) layer.drawLines(drawing, { width: casing, colour: CASING[state.theme], least, upper });
+      layer.drawLines(drawing, { width, colour, least, upper });
+    }
+    if (layer.zoom >= ARROW_ZOOM) {
+      layer.drawArrows(drawing, { reach: atZoom([[14, 4], [16, 5.5], [19, 9]], layer.zoom), spacing: 90, least });
+    }
+  }
+
+  /** Prepare what is drawn. */
+  function makeDrawings() {
+    const [west, south, east, north] = header.bounds;
+    /** @type {Place} */
+    const middle = [(west + east) / 2, (south + north) / 2];
+    /** @param {string} name @param {Shapes} shapes @param {boolean} isArea */
+    const add = (name, shapes, isArea) => {
+      if (shapes.count) drawings[name] = new satmapDraw.Drawing(shapes, isArea, middle);
+    };
+    add("roads", roads, false);
+    add("buildings", buildings, true);
+    if (!truth) return;
+    add("truth-roads", truth.roads, false);
+    add("truth-buildings", truth.buildings, true);
+    add("missed", truth.missedRoads, false);
+    add("false", truth.falseRoads, false);
+    add("compared", truth.compared, true);
+    const { kinds } = truth;
+    drawings.compared?.colour((k) => kinds[k], [FOUND, MISSED, FALSE]);
+  }
+
+  /** Put roads and buildings below routes. */
+  function addShapes() {
+    const above = markLayers().find((each) => map.getLayer(each.id));
+    map.addLayer(new satmapDraw.Layer(map, drawShapes), above?.id);
+  }
+
+  /** @param {Partial<maplibregl.MapOptions>} view */
   function startMap(view) {
-    const given = sources(), drawn = layers(given);
-    // What is set before the map exists need not be laid out again.
-    planned = new Map(drawn.map((layer) => [layer.id, layer]));
-    apply();
-    planned = null;
+    const imagery = imagerySource();
+    /** @type {maplibregl.LayerSpecification} */
+    const ground = { id: "ground", type: "background", paint: { "background-color": GROUND[state.theme] } };
+    /** @type {maplibregl.LayerSpecification} */
+    const photo = { id: "imagery", type: "raster", source: "imagery", paint: { "raster-fade-duration": 150 } };
     map = new maplibregl.Map({
       container: "map",
-      style: { version: 8, sources: given, layers: drawn },
+      style: {
+        version: 8, sources: imagery ? { imagery } : {}, layers: imagery ? [ground, photo] : [ground],
+      },
       bounds: header.bounds,
       fitBoundsOptions: { padding: padding(), maxZoom: 18 },
       ...view,
@@ -212,27 +326,15 @@ const satmap = (() => {
     scale = new maplibregl.ScaleControl({ maxWidth: 120, unit: unit().scale });
     map.addControl(scale, "bottom-left");
     map.getCanvas().setAttribute("aria-label", "Map. Arrows move it, plus and minus zoom.");
-    map.on("styleimagemissing", ({ id }) => {
-      if (id === "arrow") addArrow();
+    map.once("style.load", addShapes);
+    map.on("webglcontextrestored", () => {
+      for (const drawing of Object.values(drawings)) drawing.forget();
+      map.once("style.load", addShapes);
     });
     map.on("mousemove", hover);
     map.on("mouseout", () => showTip(null));
-    map.on("click", ({ lngLat, point }) => act(lngLat.toArray(), point));
+    map.on("click", ({ lngLat, point }) => act(placeOf(lngLat), point));
     map.on("moveend", savePermalink);
-  }
-
-  /** Add the picture of the arrows on one-way roads. */
-  function addArrow() {
-    const size = 24, canvas = document.createElement("canvas");
-    canvas.width = canvas.height = size;
-    const pen = canvas.getContext("2d");
-    pen.lineCap = pen.lineJoin = "round";
-    for (const [colour, width] of [["#000000", 8], ["#ffffff", 4]]) {
-      pen.strokeStyle = colour;
-      pen.lineWidth = width;
-      pen.stroke(new Path2D("M8 6 L15 12 L8 18"));
-    }
-    map.addImage("arrow", pen.getImageData(0, 0, size, size), { pixelRatio: 2 });
   }
 
   const padding = () => (innerWidth > 600
@@ -241,40 +343,51 @@ const satmap = (() => {
 
   const HOVERED = { roads: "road", buildings: "building", "truth-roads": "true road", "truth-buildings": "true building" };
 
-  /** Return the shape under the pointer: {layer, number, shapes}. */
+  /** Return the shape under the pointer. @param {Pixel} point @returns {Hit | null} */
   function under(point) {
-    const box = [[point.x - 4, point.y - 4], [point.x + 4, point.y + 4]];
-    const there = Object.keys(HOVERED).filter((id) => map.getLayer(id)
-      && map.getLayoutProperty(id, "visibility") !== "none");
-    const hits = there.length ? map.queryRenderedFeatures(box, { layers: there }) : [];
-    const hit = hits.find((each) => each.layer.id.endsWith("roads")) || hits[0];
-    if (!hit) return null;
-    const layer = hit.layer.id, base = layer.replace("truth-", "");
-    const from = layer === base ? { roads, buildings } : truth;
-    return { layer, number: hit.id, shapes: from[base] };
+    if (state.truth === "compare") {
+      // Only the result has attributes there.
+      return state.roads ? foundIn("", ["roads"], point) : null;
+    }
+    const isTruth = state.truth === "truth" || (state.truth === "swipe" && point.x > state.swipe * map.getCanvas().clientWidth);
+    return foundIn(isTruth ? "truth-" : "", KINDS.filter((name) => state[name]), point);
   }
 
+  /** @param {"" | "truth-"} prefix @param {("roads" | "buildings")[]} names @param {Pixel} point @returns {Hit | null} */
+  function foundIn(prefix, names, point) {
+    const place = placeOf(map.unproject(point));
+    const reach = REACH_PX / (512 * 2 ** map.getZoom());
+    for (const name of names) {
+      const drawing = drawings[prefix + name];
+      const number = drawing ? drawing.find(place, reach, prefix ? 0 : Math.round(100 * state.least)) : -1;
+      if (number >= 0) return { layer: `${prefix}${name}`, number, shapes: drawing.shapes };
+    }
+    return null;
+  }
+
+  /** @param {{point: Pixel}} event */
   function hover({ point }) {
     const hit = under(point);
     map.getCanvas().style.cursor = state.mode !== "inspect" ? "crosshair" : hit ? "pointer" : "";
     const key = hit ? `${hit.layer} ${hit.number}` : "";
     if (key !== hovered) {
       hovered = key;
-      map.getSource("hover").setData(hit ? collection([outline(hit)]) : EMPTY);
+      mark("hover", hit ? [outline(hit)] : []);
     }
     showTip(hit, point);
     const { lng, lat } = map.unproject(point);
     element("place").textContent = `${lat.toFixed(5)}, ${lng.toFixed(5)}`;
   }
 
-  const outline = ({ number, shapes }) =>
-    feature({ type: "MultiLineString", coordinates: shapes.ringsOf(number) });
+  /** @param {Hit} hit */
+  const outline = ({ number, shapes }) => linesOf(shapes.ringsOf(number));
 
-  function showTip(hit, point = null) {
+  /** @param {Hit | null} hit @param {Pixel} [point] */
+  function showTip(hit, point) {
     const tip = element("tip");
     tip.hidden = !hit;
-    if (!hit) {
-      if (hovered) map.getSource("hover").setData(EMPTY);
+    if (!hit || !point) {
+      if (hovered) mark("hover", []);
       hovered = "";
       return;
     }
@@ -285,14 +398,17 @@ const satmap = (() => {
     tip.style.top = `${Math.min(point.y + 14, innerHeight - 40)}px`;
   }
 
-  /** Return what satmap knows of a shape: names and values. */
+  /** Return what satmap knows of a shape: names and values. @param {Hit} hit */
   function facts({ number, shapes }) {
+    /** @type {[string, string][]} */
     const found = [];
-    if (shapes.speed) {
+    if (shapes.speed && shapes.length && shapes.time && shapes.direction) {
       found.push(["Speed", unit().speed(shapes.speed[number])]);
       found.push(["Length", unit().length(shapes.length[number])]);
       found.push(["Travel time", duration(shapes.time[number])]);
       if (shapes.direction[number]) found.push(["Direction", "one way"]);
+      if (shapes.width && !Number.isNaN(shapes.width[number])) found.push(["Width", unit().length(shapes.width[number])]);
+      if (shapes.deck?.[number]) found.push(["Deck", shapes.deck[number] > 0 ? "bridge or above" : "tunnel or below"]);
     } else if (shapes.area) {
       found.push(["Area", unit().area(shapes.area[number])]);
     }
@@ -301,18 +417,21 @@ const satmap = (() => {
     return found;
   }
 
+  /** @param {Hit | null} hit */
   function showDetails(hit) {
     const box = element("details");
     box.hidden = !hit;
     if (!hit) return;
+    /** @param {[string, string][]} pairs */
     const list = (pairs) => {
       const dl = make("dl");
       for (const [name, value] of pairs) dl.append(make("dt", {}, name), make("dd", {}, value));
       return dl;
     };
-    const shown = (value) => (typeof value === "number" ? valueText(value) : value);
+    const shown = (/** @type {string | number} */ value) => (typeof value === "number" ? valueText(value) : value);
     const kind = HOVERED[hit.layer];
     const title = hit.shapes.text("name", hit.number) || kind[0].toUpperCase() + kind.slice(1);
+    /** @type {[string, string][]} */
     const own = hit.shapes.properties(hit.number).map(([name, value]) => [name, shown(value)]);
     box.replaceChildren(
       make("header", {}, make("h2", {}, title),
@@ -323,11 +442,12 @@ const satmap = (() => {
     say(`${title}. ${facts(hit).map((pair) => pair.join(" ")).join(", ")}`);
   }
 
-  const valueText = (value) =>
+  const valueText = (/** @type {number} */ value) =>
     Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(6)));
 
   // --- clicks, routes, reach ----------------------------------------------------------------------
 
+  /** @param {Place} place @param {Pixel} point */
   function act(place, point) {
     if (state.mode === "route") {
       state.route = state.route.length === 1 ? [...state.route, place] : [place];
@@ -341,11 +461,12 @@ const satmap = (() => {
     return Promise.resolve();
   }
 
+  /** @param {Place} place @param {string} label @param {(place: Place) => void} moved */
   function pin(place, label, moved, isEnd = false) {
     const body = make("div", { class: isEnd ? "pin end" : "pin" }, label);
     const marker = new maplibregl.Marker({ element: body, draggable: true }).setLngLat(place).addTo(map);
     marker.on("dragend", () => {
-      moved(marker.getLngLat().toArray());
+      moved(placeOf(marker.getLngLat()));
       showTravel();
     });
     markers.push(marker);
@@ -356,7 +477,7 @@ const satmap = (() => {
     if (!markers.length) return;
     for (const marker of markers) marker.remove();
     markers = [];
-    for (const id of ["route", "truth-route", "reach"]) map.getSource(id).setData(EMPTY);
+    for (const id of /** @type {Mark[]} */ (["route", "truth-route", "reach"])) mark(id, []);
   }
 
   let asked = 0;
@@ -375,7 +496,9 @@ const satmap = (() => {
         hint(from ? "Click where the route ends." : "Click where the route starts.");
         return;
       }
-      const found = await routers.result("route", from, to);
+      /** @type {RouteResult} */
+      const found = await routers.result?.("route", from, to);
+      /** @type {RouteResult | null} */
       const other = routers.truth ? await routers.truth("route", from, to) : null;
       if (number !== asked) return;
       pins[0].setLngLat(found.start);
@@ -387,28 +510,34 @@ const satmap = (() => {
         return;
       }
       const marker = pin(state.reach, "●", (moved) => { state.reach = moved; });
-      const found = await routers.result("reach", state.reach, MINUTES[state.minutes]);
+      /** @type {ReachResult} */
+      const found = await routers.result?.("reach", state.reach, MINUTES[state.minutes]);
       if (number !== asked) return;
       marker.setLngLat(found.start);
       showReach(found);
     }
   }
 
+  /** @param {string} text */
   function hint(text) {
     element("travel").replaceChildren(make("p", { class: "hint" }, text));
     say(text);
   }
 
+  /** @type {Record<string, string>} */
   const ICONS = { left: "↰", right: "↱", "sharp left": "↲", "sharp right": "↳", "turn back": "↶" };
 
+  /** @param {number} time @param {number} length */
   function figures(time, length) {
     return make("div", { class: "figures" }, make("b", {}, duration(time)), make("span", {}, unit().length(length)));
   }
 
+  /** @param {number} edge */
   function roadName(edge) {
-    return roads.text("name", network.road[edge]);
+    return network ? roads.text("name", network.road[edge]) : null;
   }
 
+  /** @param {RouteResult} found @param {RouteResult | null} other */
   function showRoute(found, other) {
     const box = element("travel");
     const far = Math.max(...found.distances) > 100
@@ -419,6 +548,7 @@ const satmap = (() => {
       say("There is no route.");
     } else {
       const list = make("ol");
+      /** @param {string} icon @param {string} words @param {string} after @param {Place} at */
       const item = (icon, words, after, at) => list.append(make("li", {}, make("button",
         { onclick: () => map.easeTo({ center: at, zoom: Math.max(map.getZoom(), 17) }) },
         make("span", { class: "icon" }, icon), make("span", { class: "words" }, words),
@@ -434,13 +564,13 @@ const satmap = (() => {
       }
       item("■", "Arrive", unit().length(found.length - before), found.end);
       box.replaceChildren(figures(found.time, found.length), ...compared(found, other), ...far, list, travelButtons());
-      map.getSource("route").setData(collection([lineOf(found.line)]));
+      mark("route", [lineOf(found.line)]);
       say(`Route: ${duration(found.time)}, ${unit().length(found.length)}, ${plural(found.turns.length, "turn")}.`);
     }
-    map.getSource("truth-route").setData(other && other.time !== null ? collection([lineOf(other.line)]) : EMPTY);
+    mark("truth-route", other && other.time !== null ? [lineOf(other.line)] : []);
   }
 
-  /** Return the text that compares a route with that in the truth. */
+  /** Return the text that compares a route with that in the truth. @param {FoundRoute} found @param {RouteResult | null} other */
   function compared(found, other) {
     if (!other) return [];
     if (other.time === null) return [make("p", { class: "hint" }, "The truth has no such route.")];
@@ -458,10 +588,10 @@ const satmap = (() => {
     if (state.mode === "reach") {
       const choice = make("select", {
         "aria-label": "Times",
-        onchange: (event) => { state.minutes = Number(event.target.value); showTravel(); },
+        onchange: (/** @type {any} */ event) => { state.minutes = Number(event.target.value); showTravel(); },
       });
       MINUTES.forEach((minutes, k) => {
-        const option = make("option", { value: k }, `${minutes.join(", ")} min`);
+        const option = /** @type {HTMLOptionElement} */ (make("option", { value: k }, `${minutes.join(", ")} min`));
         option.selected = k === state.minutes;
         choice.append(option);
       });
@@ -470,12 +600,11 @@ const satmap = (() => {
     return make("div", { class: "buttons" }, ...buttons);
   }
 
+  /** @param {ReachResult} result */
   function showReach(result) {
     const longest = [...result.found].reverse();
-    map.getSource("reach").setData(collection(longest.map(({ lines, minutes }) => feature(
-      { type: "MultiLineString", coordinates: lines },
-      { colour: REACH[MINUTES[state.minutes].indexOf(minutes)] },
-    ))));
+    mark("reach", longest.map(({ lines, minutes }) =>
+      linesOf(lines, { colour: REACH[MINUTES[state.minutes].indexOf(minutes)] })));
     const legend = make("div", { class: "legend" });
     result.found.forEach(({ minutes, length }, k) => {
       const swatch = make("i");
@@ -493,11 +622,12 @@ const satmap = (() => {
     return showTravel();
   }
 
+  /** @param {Mode} mode */
   function setMode(mode) {
     if (mode !== "inspect" && !network) return Promise.resolve();
     state.mode = mode;
     document.body.dataset.mode = mode;
-    for (const button of element("modes").children) {
+    for (const button of buttonsOf("modes")) {
       button.setAttribute("aria-checked", String(button.dataset.mode === mode));
     }
     if (mode !== "inspect") showDetails(null);
@@ -506,49 +636,22 @@ const satmap = (() => {
 
   // --- appearance ---------------------------------------------------------------------------------
 
-  function setVisible(id, visible) {
-    const value = visible ? "visible" : "none";
-    if (planned) {
-      const layer = planned.get(id);
-      if (layer) layer.layout = { ...layer.layout, visibility: value };
-    } else if (map.getLayer(id)) {
-      map.setLayoutProperty(id, "visibility", value);
-    }
-  }
-
-  function setPaint(id, name, value) {
-    if (planned) {
-      const layer = planned.get(id);
-      if (layer) layer.paint[name] = value;
-    } else if (map.getLayer(id)) {
-      map.setPaintProperty(id, name, value);
-    }
-  }
-
-  function setFilter(id, filter) {
-    if (planned) {
-      const layer = planned.get(id);
-      if (layer && filter) layer.filter = filter;
-    } else if (map.getLayer(id)) {
-      map.setFilter(id, filter);
-    }
-  }
-
   function applyTheme() {
     document.documentElement.dataset.theme = state.theme;
     element("theme").textContent = state.theme === "dark" ? "Light" : "Dark";
-    setPaint("ground", "background-color", GROUND[state.theme]);
-    for (const id of ["roads-casing", "truth-roads-casing"]) setPaint(id, "line-color", CASING[state.theme]);
+    if (map) map.setPaintProperty("ground", "background-color", GROUND[state.theme]);
   }
 
+  /** @param {HTMLElement} select @param {Record<string, Colouring>} choices @param {string} chosen */
   function fillChoices(select, choices, chosen) {
     select.replaceChildren(...Object.entries(choices).map(([id, { label }]) => {
-      const option = make("option", { value: id }, label);
+      const option = /** @type {HTMLOptionElement} */ (make("option", { value: id }, label));
       option.selected = id === chosen;
       return option;
     }));
   }
 
+  /** @param {HTMLElement} box @param {Colouring["legend"]} legend */
   function showLegend(box, legend) {
     box.replaceChildren();
     if (!legend) return;
@@ -567,59 +670,104 @@ const satmap = (() => {
     if (!(state.buildingColour in buildingChoices)) [state.buildingColour] = Object.keys(buildingChoices);
     fillChoices(element("road-colour"), roadChoices, state.roadColour);
     fillChoices(element("building-colour"), buildingChoices, state.buildingColour);
-    const comparing = state.truth === "compare", isTruth = state.truth === "truth";
+    const comparing = state.truth === "compare";
     showLegend(element("road-legend"), state.roads && !comparing ? roadChoices[state.roadColour].legend : null);
     showLegend(element("building-legend"), state.buildings && !comparing ? buildingChoices[state.buildingColour].legend : null);
-    element("road-colour").disabled = element("building-colour").disabled = comparing;
+    input("road-colour").disabled = input("building-colour").disabled = comparing;
 
-    const roadPaint = comparing ? FOUND : roadChoices[state.roadColour].paint;
-    const housePaint = buildingChoices[state.buildingColour].paint;
-    for (const prefix of ["", "truth-"]) {
-      setPaint(`${prefix}buildings`, "fill-color", housePaint);
-      setPaint(`${prefix}buildings-line`, "line-color", housePaint);
-      setPaint(`${prefix}roads`, "line-color", roadPaint);
+    colour("roads", roadChoices, state.roadColour);
+    colour("buildings", buildingChoices, state.buildingColour);
+    if (map) {
+      if (map.getLayer("imagery")) {
+        map.setLayoutProperty("imagery", "visibility", state.imagery ? "visible" : "none");
+        map.setPaintProperty("imagery", "raster-opacity", state.opacity / 100);
+      }
+      map.triggerRepaint();
     }
-    for (const part of ["roads", "roads-casing", "roads-arrows"]) {
-      setVisible(part, state.roads && !isTruth);
-      setVisible(`truth-${part}`, state.roads && isTruth);
-    }
-    for (const part of ["buildings", "buildings-line"]) {
-      setVisible(part, state.buildings && state.truth === "result");
-      setVisible(`truth-${part}`, state.buildings && isTruth);
-      setVisible(part.replace("buildings", "compared"), state.buildings && comparing);
-    }
-    for (const part of ["missed", "false"]) setVisible(part, state.roads && comparing);
-    setVisible("imagery", state.imagery);
-    setPaint("imagery", "raster-opacity", state.opacity / 100);
-    element("show-roads").checked = state.roads;
-    element("show-buildings").checked = state.buildings;
-    element("show-imagery").checked = state.imagery;
-    element("opacity").value = state.opacity;
+    input("show-roads").checked = state.roads;
+    input("show-buildings").checked = state.buildings;
+    input("show-imagery").checked = state.imagery;
+    input("opacity").value = String(state.opacity);
     element("unit").textContent = unit().label;
     if (scale) scale.setUnit(unit().scale);
-    for (const button of element("truth").children) {
+    for (const button of buttonsOf("truth")) {
       button.setAttribute("aria-checked", String(button.dataset.truth === state.truth));
     }
     element("compare").hidden = !comparing;
-    element("least").disabled = comparing;
+    element("divider").hidden = state.truth !== "swipe";
+    moveDivider(state.swipe);
+    input("least").disabled = comparing;
     applyTheme();
     applyLeast();
     savePermalink();
   }
 
   function applyLeast() {
-    element("least").value = Math.round(100 * state.least);
+    input("least").value = String(Math.round(100 * state.least));
     element("least-text").textContent = percent(state.least);
-    const filter = state.least > 0
-      ? ["any", ["!", ["has", "c"]], [">=", ["get", "c"], state.least]]
-      : null;
-    for (const id of ["roads", "roads-casing", "buildings", "buildings-line"]) setFilter(id, filter);
-    setFilter("roads-arrows", filter ? ["all", ["has", "d"], filter] : ["has", "d"]);
+    if (map) map.triggerRepaint();
+  }
+
+  /** Move the border between result and truth to a share of the width. @param {number} share */
+  function moveDivider(share) {
+    state.swipe = Math.min(Math.max(share, 0), 1);
+    const divider = element("divider"), side = Math.round(100 * state.swipe);
+    divider.style.left = `${100 * state.swipe}%`;
+    divider.setAttribute("aria-valuenow", String(side));
+    divider.setAttribute("aria-valuetext", `result on the left ${side} %, truth on the right`);
+    if (map) map.triggerRepaint();
+  }
+
+  /** Let pointers and keys move the divider. */
+  function connectDivider() {
+    const divider = element("divider");
+    divider.addEventListener("pointerdown", (event) => {
+      divider.setPointerCapture(event.pointerId);
+      event.preventDefault();
+      divider.focus();
+    });
+    divider.addEventListener("pointermove", (event) => {
+      if (divider.hasPointerCapture(event.pointerId)) moveDivider(event.clientX / innerWidth);
+    });
+    divider.addEventListener("lostpointercapture", savePermalink);
+    divider.addEventListener("keydown", (event) => {
+      const { swipe } = state;
+      const step = event.shiftKey ? 0.1 : 0.02;
+      /** @type {Record<string, number>} */
+      const places = {
+        ArrowLeft: swipe - step, ArrowDown: swipe - step, ArrowRight: swipe + step, ArrowUp: swipe + step,
+        Home: 0, End: 1,
+      };
+      if (!Object.hasOwn(places, event.key)) return;
+      event.preventDefault();
+      moveDivider(places[event.key]);
+      savePermalink();
+    });
+  }
+
+  /** @type {Record<string, string>} */
+  const coloured = {};
+
+  /**
+   * Colour a kind of shapes, unless it has these colours already.
+   * @param {"roads" | "buildings"} kind @param {Record<string, Colouring>} choices @param {string} chosen
+   */
+  function colour(kind, choices, chosen) {
+    const key = `${chosen} ${state.unit}`;
+    if (coloured[kind] === key) return;
+    coloured[kind] = key;
+    for (const name of [kind, `truth-${kind}`]) {
+      const drawing = drawings[name];
+      if (!drawing) continue;
+      // A truth states no confidence.
+      const { colourOf, palette } = chosen === "confidence" && !drawing.shapes.has(chosen) ? choices.plain : choices[chosen];
+      drawing.colour(colourOf(drawing.shapes), palette);
+    }
   }
 
   function showComparison() {
-    const { compare } = header;
-    const box = element("compare");
+    const { compare } = header, box = element("compare");
+    if (!compare) return;
     const legend = make("div", { class: "legend" });
     for (const [colour, label] of [
       [FOUND, `found${compare.found ? `: ${compare.found}` : ""}`],
@@ -639,16 +787,20 @@ const satmap = (() => {
     if (compare.spots.length) box.append(list);
   }
 
+  /** @param {Spot["bounds"]} bounds @param {Place[][]} lines @param {string} text */
   function flyTo(bounds, lines, text) {
     map.fitBounds(bounds, { padding: padding(), maxZoom: 18, animate: !matchMedia("(prefers-reduced-motion: reduce)").matches });
-    map.getSource("hover").setData(lines.length
-      ? collection([feature({ type: "MultiLineString", coordinates: lines })]) : EMPTY);
+    mark("hover", lines.length ? [linesOf(lines)] : []);
     say(text);
   }
 
   // --- permalink ----------------------------------------------------------------------------------
 
+  /** @param {Place[]} list */
   const places = (list) => list.map((place) => place.map((v) => v.toFixed(6)).join(",")).join(";");
+
+  /** @type {("roads" | "buildings" | "imagery")[]} */
+  const HIDEABLE = ["roads", "buildings", "imagery"];
 
   function savePermalink() {
     if (!map || !satmap.started) return;
@@ -657,7 +809,8 @@ const satmap = (() => {
       map: `${map.getZoom().toFixed(2)}/${lat.toFixed(6)}/${lng.toFixed(6)}`,
       mode: state.mode, road: state.roadColour, building: state.buildingColour,
       least: state.least.toFixed(2), unit: state.unit, theme: state.theme, show: state.truth,
-      hide: ["roads", "buildings", "imagery"].filter((name) => !state[name]).join("."),
+      swipe: state.truth === "swipe" ? state.swipe.toFixed(3) : "",
+      hide: HIDEABLE.filter((name) => !state[name]).join("."),
       route: places(state.route), reach: state.reach ? places([state.reach]) : "",
       minutes: state.reach ? String(state.minutes) : "",
     };
@@ -666,26 +819,35 @@ const satmap = (() => {
     history.replaceState(null, "", `#${text}`);
   }
 
-  /** Read the state from the fragment; return the view of the map. Wrong entries are ignored. */
+  /** Read the state from the fragment; return the view of the map. Wrong entries are ignored. @returns {Partial<maplibregl.MapOptions>} */
   function readPermalink() {
     const parts = new URLSearchParams(location.hash.slice(1));
+    /**
+     * @template {"mode" | "unit" | "theme" | "truth" | "roadColour" | "buildingColour"} Key
+     * @param {string} name @param {Key} key @param {State[Key][]} allowed
+     */
     const choose = (name, key, allowed) => {
-      if (allowed.includes(parts.get(name))) state[key] = parts.get(name);
+      const value = allowed.find((each) => each === parts.get(name));
+      if (value !== undefined) state[key] = value;
     };
     choose("mode", "mode", ["inspect", "route", "reach"]);
     choose("unit", "unit", ["kmh", "mph"]);
     choose("theme", "theme", ["light", "dark"]);
-    choose("show", "truth", header.compare ? ["result", "truth", "compare"] : ["result"]);
+    choose("show", "truth", header.compare ? SHOWN : ["result"]);
+    const swipe = Number(parts.get("swipe"));
+    if (parts.get("swipe") && swipe >= 0 && swipe <= 1) state.swipe = swipe;
     choose("road", "roadColour", ["speed", "time", "confidence", "class", "plain"]);
     choose("building", "buildingColour", ["confidence", "area", "plain"]);
-    if (MINUTES[parts.get("minutes")]) state.minutes = Number(parts.get("minutes"));
+    if (MINUTES[Number(parts.get("minutes") || -1)]) state.minutes = Number(parts.get("minutes"));
     const least = Number(parts.get("least"));
     if (least > 0 && least <= 1) state.least = least;
     for (const name of (parts.get("hide") || "").split(".")) {
-      if (["roads", "buildings", "imagery"].includes(name)) state[name] = false;
+      const hidden = HIDEABLE.find((each) => each === name);
+      if (hidden) state[hidden] = false;
     }
-    const isPlace = (place) => place.length === 2 && Math.abs(place[0]) <= 180 && Math.abs(place[1]) <= 85;
-    const read = (name) => (parts.get(name) || "").split(";").map((text) => text.split(",").map(Number)).filter(isPlace);
+    const isPlace = (/** @type {number[]} */ place) => place.length === 2 && Math.abs(place[0]) <= 180 && Math.abs(place[1]) <= 85;
+    /** @param {string} name @returns {Place[]} */
+    const read = (name) => /** @type {Place[]} */ ((parts.get(name) || "").split(";").map((text) => text.split(",").map(Number)).filter(isPlace));
     state.route = read("route").slice(0, 2);
     [state.reach = null] = read("reach");
     if (!network) state.mode = "inspect";
@@ -696,7 +858,9 @@ const satmap = (() => {
   // --- start --------------------------------------------------------------------------------------
 
   function connect() {
+    /** @param {string} id @param {string} event @param {(event: any) => void} run */
     const on = (id, event, run) => element(id).addEventListener(event, run);
+    /** @param {string} id @param {"roads" | "buildings" | "imagery"} name */
     const toggle = (id, name) => on(id, "change", (event) => { state[name] = event.target.checked; apply(); });
     toggle("show-roads", "roads");
     toggle("show-buildings", "buildings");
@@ -716,29 +880,34 @@ const satmap = (() => {
       element("fold").textContent = folded ? "+" : "–";
       element("fold").setAttribute("aria-expanded", String(!folded));
     });
-    for (const button of element("modes").children) {
-      button.addEventListener("click", () => setMode(button.dataset.mode));
+    for (const button of buttonsOf("modes")) {
+      button.addEventListener("click", () => setMode(/** @type {Mode} */ (button.dataset.mode)));
     }
-    for (const button of element("truth").children) {
-      button.addEventListener("click", () => setTruth(button.dataset.truth));
+    for (const button of buttonsOf("truth")) {
+      button.addEventListener("click", () => setTruth(/** @type {Shown} */ (button.dataset.truth)));
     }
-    for (const group of [element("modes"), element("truth")]) group.addEventListener("keydown", moveInGroup);
+    for (const group of ["modes", "truth"]) {
+      element(group).addEventListener("keydown", (event) => moveInGroup(event, buttonsOf(group)));
+    }
+    connectDivider();
     document.addEventListener("keydown", onKey);
     document.addEventListener("pointerdown", () => document.body.classList.remove("keyboard"));
   }
 
-  /** Arrows choose the next button of a group, as radio buttons do. */
-  function moveInGroup(event) {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  /**
+   * Arrows choose the next button of a group, as radio buttons do.
+   * @param {KeyboardEvent} event @param {HTMLButtonElement[]} buttons
+   */
+  function moveInGroup(event, buttons) {
+    const step = new Map([["ArrowRight", 1], ["ArrowDown", 1], ["ArrowLeft", -1], ["ArrowUp", -1]]).get(event.key);
     if (!step) return;
     event.preventDefault();
-    const buttons = [...event.currentTarget.children].filter((each) => !each.disabled);
-    const next = buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length];
+    const next = buttons[(buttons.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement)) + step + buttons.length) % buttons.length];
     next.focus();
     next.click();
   }
 
-  const setTruth = (shown) => { state.truth = shown; apply(); };
+  const setTruth = (/** @type {Shown} */ shown) => { state.truth = shown; apply(); };
   const nextUnit = () => { state.unit = state.unit === "kmh" ? "mph" : "kmh"; apply(); showTravel(); showDetails(null); };
   const nextTheme = () => { state.theme = state.theme === "dark" ? "light" : "dark"; applyTheme(); savePermalink(); };
   const home = () => map.fitBounds(header.bounds, { padding: padding(), maxZoom: 18 });
@@ -748,18 +917,19 @@ const satmap = (() => {
     element("keys").setAttribute("aria-expanded", String(shown));
   };
 
+  /** @param {KeyboardEvent} event */
   function onKey(event) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const { target } = event;
+    const target = /** @type {Element} */ (event.target);
     if (target.matches("input[type=text], select")) return;
-    const center = () => map.getCenter().toArray();
+    const center = () => placeOf(map.getCenter());
+    /** @type {Record<string, () => void>} */
     const keys = {
       i: () => setMode("inspect"), r: () => setMode("route"), t: () => setMode("reach"),
       u: nextUnit, d: nextTheme, h: home, "?": toggleKeys, Escape: clear,
       b: () => { state.imagery = !state.imagery; apply(); },
       c: () => {
-        const all = ["result", "truth", "compare"];
-        if (header.compare) setTruth(all[(all.indexOf(state.truth) + 1) % all.length]);
+        if (header.compare) setTruth(SHOWN[(SHOWN.indexOf(state.truth) + 1) % SHOWN.length]);
       },
     };
     if (event.key === "Enter" && !target.matches("button, summary, a")) {
@@ -784,7 +954,7 @@ const satmap = (() => {
     element("imagery-box").hidden = !(header.tiles || header.corners);
     element("truth-box").hidden = !header.compare;
     element("modes").hidden = !network;
-    if (network && network.assumed) {
+    if (network?.assumed) {
       element("summary").append(make("br"),
         `${plural(network.assumed, "road")} without a speed: that of the class, or ${unit().speed(32.2)}`);
     }
@@ -800,7 +970,7 @@ const satmap = (() => {
       network = satmapData.network(header.network, roads, data.array);
       routers.result = startRouter(network.forWorker);
     }
-    if (header.truth) {
+    if (header.truth && header.compare) {
       truth = {
         roads: new satmapData.Shapes(header.truth.roads, data.array),
         buildings: new satmapData.Shapes(header.truth.buildings, data.array),
@@ -817,17 +987,17 @@ const satmap = (() => {
     const view = readPermalink();
     document.documentElement.dataset.theme = state.theme;
     fillPanel();
+    makeDrawings();
+    apply();
     startMap(view);
+    const idle = new Promise((resolve) => { map.once("idle", resolve); });
     await new Promise((resolve) => { map.once("load", resolve); });
     connect();
-    apply();
     satmap.started = true;
-    Object.assign(satmap, { map, header, state, roads, buildings });
+    Object.assign(satmap, { map, header, roads, buildings });
     await setMode(state.mode);
-    await new Promise((resolve) => {
-      map.once("idle", resolve);
-      map.triggerRepaint();
-    });
+    await idle;
+    satmap.seconds = performance.now() / 1000;
   }
 
   const ready = start();
@@ -836,10 +1006,21 @@ const satmap = (() => {
       `The map cannot be shown (${error.message}). It needs a current browser with WebGL 2.`;
     throw error;
   });
+  /** @param {Place} from @param {Place} to @returns {Promise<RouteResult>} */
+  const route = (from, to) => /** @type {Ask} */ (routers.result)("route", from, to);
+  /** @param {Place} from @param {number[]} minutes @returns {Promise<ReachResult>} */
+  const reach = (from, minutes) => /** @type {Ask} */ (routers.result)("reach", from, minutes);
   return {
-    ready, started: false,
-    route: (from, to) => routers.result("route", from, to),
-    reach: (from, minutes) => routers.result("reach", from, minutes),
-    act, setMode, apply,
+    HOVERED, ready, route, reach, act, setMode, apply, under, state, drawings, started: false,
+    /** Seconds from the request to the finished map. */
+    seconds: NaN,
+    /** @type {maplibregl.Map | null} */
+    map: null,
+    /** @type {Header | null} */
+    header: null,
+    /** @type {Shapes | null} */
+    roads: null,
+    /** @type {Shapes | null} */
+    buildings: null,
   };
 })();

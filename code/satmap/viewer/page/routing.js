@@ -1,9 +1,19 @@
 "use strict";
+// @ts-check
 // Fastest routes and reachable roads, as satmap.routing computes them. Runs in a worker.
 //
-// A network is {x, y, starts, sizes, ends, lengths, times, directions, nodes, scale}: x and y are
-// whole numbers of 1e-7 degrees; edge e has the vertices starts[e] to starts[e] + sizes[e] - 1 and
-// the nodes ends[2e] and ends[2e + 1]; scale is in metres per degree.
+// The network is that of data.js.
+
+/** @typedef {{edge: number, share: number, distance: number, at: Place}} Position on an edge */
+/** @typedef {[edge: number, from: number, to: number]} Piece between two shares of an edge's length */
+/** @typedef {{words: string, after: number, at: Place, edge: number}} Turn */
+/** @typedef {{times: Float64Array, before: Int32Array, leftAt: Map<number, number>}} Reached */
+/** @typedef {{start: Place, end: Place, distances: [number, number]}} Ends */
+/** @typedef {Ends & {time: number, length: number, line: Place[], turns: Turn[], firstEdge: number}} FoundRoute */
+/** @typedef {FoundRoute | (Ends & {time: null})} RouteResult */
+/** @typedef {{minutes: number, lines: Place[][], length: number}} ReachedIn */
+/** @typedef {{found: ReachedIn[], start: Place, distance: number}} ReachResult */
+/** @typedef {{distance: number, edge: number, vertex: number, along: number}} Nearest */
 
 const UNIT = 1e-7;
 // Turns by fewer degrees are straight on; beyond the others they are sharp, or turn back.
@@ -14,12 +24,14 @@ const MOST_CELLS = 1 << 20;
 
 /** Smallest first; the same node may be in it several times. */
 class Heap {
+  /** @param {number} capacity */
   constructor(capacity) {
     this.keys = new Float64Array(capacity);
     this.nodes = new Int32Array(capacity);
     this.size = 0;
   }
 
+  /** @param {number} key @param {number} node */
   push(key, node) {
     if (this.size === this.keys.length) {
       const keys = new Float64Array(2 * this.size), nodes = new Int32Array(2 * this.size);
@@ -61,12 +73,33 @@ class Heap {
 }
 
 class Router {
+  /** @param {Network} network */
   constructor(network) {
-    Object.assign(this, network);
+    this.x = network.x;
+    this.y = network.y;
+    this.starts = network.starts;
+    this.sizes = network.sizes;
+    this.ends = network.ends;
+    this.lengths = network.lengths;
+    this.times = network.times;
+    this.directions = network.directions;
+    this.nodes = network.nodes;
+    this.scale = network.scale;
     this.count = this.sizes.length;
     this.scaleX = this.scale[0] * UNIT;
     this.scaleY = this.scale[1] * UNIT;
+    this.first = new Int32Array(0);
+    this.to = new Int32Array(0);
+    this.edge = new Int32Array(0);
     this.link();
+    this.west = 0;
+    this.south = 0;
+    this.cell = 1;
+    this.columns = 1;
+    this.rows = 1;
+    this.cellFirst = new Int32Array(0);
+    this.cellEdge = new Int32Array(0);
+    this.cellVertex = new Int32Array(0);
     this.index();
   }
 
@@ -129,11 +162,14 @@ class Router {
     });
   }
 
-  /** Call a function with each cell that a segment touches, its edge and its first vertex. */
+  /**
+   * Call a function with each cell that a segment touches, its edge and its first vertex.
+   * @param {(cell: number, edge: number, vertex: number) => void} visit
+   */
   eachCell(visit) {
     const { starts, sizes, count, columns, rows } = this;
-    const column = (value) => Math.min(Math.max(Math.floor(value), 0), columns - 1);
-    const row = (value) => Math.min(Math.max(Math.floor(value), 0), rows - 1);
+    const column = (/** @type {number} */ value) => Math.min(Math.max(Math.floor(value), 0), columns - 1);
+    const row = (/** @type {number} */ value) => Math.min(Math.max(Math.floor(value), 0), rows - 1);
     for (let e = 0; e < count; e++) {
       for (let v = starts[e], end = v + sizes[e] - 1; v < end; v++) {
         const [x0, y0] = this.inCells(v), [x1, y1] = this.inCells(v + 1);
@@ -155,6 +191,7 @@ class Router {
     }
   }
 
+  /** @param {number} v */
   inCells(v) {
     return [
       (this.x[v] * this.scaleX - this.west) / this.cell,
@@ -162,13 +199,13 @@ class Router {
     ];
   }
 
-  /** Return the nearest place on a road: {edge, share, distance, at}. */
+  /** Return the nearest place on a road. @param {Place} place @returns {Position} */
   snap([longitude, latitude]) {
     const px = longitude * this.scale[0], py = latitude * this.scale[1];
     const { cell, columns, rows } = this;
     const column = Math.floor((px - this.west) / cell), row = Math.floor((py - this.south) / cell);
     const best = { distance: Infinity, edge: -1, vertex: -1, along: 0 };
-    const look = (c) => {
+    const look = (/** @type {number} */ c) => {
       for (let k = this.cellFirst[c]; k < this.cellFirst[c + 1]; k++) {
         this.nearer(px, py, this.cellEdge[k], this.cellVertex[k], best);
       }
@@ -198,6 +235,10 @@ class Router {
     return { edge: best.edge, share, distance: best.distance, at: point };
   }
 
+  /**
+   * @param {number} px @param {number} py @param {number} edge @param {number} v
+   * @param {Nearest} best
+   */
   nearer(px, py, edge, v, best) {
     const ax = this.x[v] * this.scaleX, ay = this.y[v] * this.scaleY;
     const dx = this.x[v + 1] * this.scaleX - ax, dy = this.y[v + 1] * this.scaleY - ay;
@@ -213,7 +254,7 @@ class Router {
     }
   }
 
-  /** Return the metres from the start of an edge to each of its vertices. */
+  /** Return the metres from the start of an edge to each of its vertices. @param {number} edge */
   along(edge) {
     const start = this.starts[edge], size = this.sizes[edge];
     const along = new Float64Array(size);
@@ -225,11 +266,16 @@ class Router {
     return along;
   }
 
-  /** Return the part of an edge between two shares of its length, in that direction. */
+  /**
+   * Return the part of an edge between two shares of its length, in that direction.
+   * @param {number} edge @param {number} from @param {number} to
+   * @returns {Place[]}
+   */
   part(edge, from, to) {
     if (from > to) return this.part(edge, to, from).reverse();
     const along = this.along(edge), size = along.length, start = this.starts[edge];
     const total = Math.max(along[size - 1], 1e-9);
+    /** @param {number} share @returns {Place} */
     const at = (share) => {
       const length = share * total;
       let k = 1;
@@ -251,13 +297,18 @@ class Router {
     return line;
   }
 
-  /** Return shortest times from a position to all nodes, up to a limit, and the edges to them. */
+  /**
+   * Return shortest times from a position to all nodes, up to a limit, and the edges to them.
+   * @param {Position} start @param {number} limit
+   * @returns {Reached}
+   */
   timesFrom(start, limit) {
     const times = new Float64Array(this.nodes).fill(Infinity);
     const before = new Int32Array(this.nodes).fill(-1);
     const leftAt = new Map();
     const heap = new Heap(1024);
     const { edge, share } = start, a = this.ends[2 * edge], b = this.ends[2 * edge + 1];
+    /** @param {number} node @param {number} seconds @param {number} end */
     const leave = (node, seconds, end) => {
       seconds = Math.max(seconds, 1e-9);
       if (seconds >= times[node] || seconds > limit) return;
@@ -286,13 +337,19 @@ class Router {
     return { times, before, leftAt };
   }
 
-  /** Return the fastest route between two places; `time` is null if there is none. */
+  /**
+   * Return the fastest route between two places; `time` is null if there is none.
+   * @param {Place} from @param {Place} to
+   * @returns {RouteResult}
+   */
   route(from, to) {
     const start = this.snap(from), end = this.snap(to);
+    /** @type {Ends} */
     const ends = { start: start.at, end: end.at, distances: [start.distance, end.distance] };
     const reached = this.timesFrom(start, Infinity);
     const { edge, share } = end, whole = this.times[edge], direction = this.directions[edge];
     let best = { time: Infinity, node: -1, entered: 0 };
+    /** @param {number} time @param {number} node @param {number} entered */
     const offer = (time, node, entered) => {
       if (time < best.time) best = { time, node, entered };
     };
@@ -303,6 +360,7 @@ class Router {
     if (direction >= 0 || share === 0) offer(reached.times[a] + share * whole, a, 0);
     if (direction <= 0 || share === 1) offer(reached.times[b] + (1 - share) * whole, b, 1);
     if (!Number.isFinite(best.time)) return { time: null, ...ends };
+    /** @type {Piece[]} */
     const pieces = best.node < 0
       ? [[edge, start.share, share]]
       : this.pieces(reached, start, end, best);
@@ -320,8 +378,12 @@ class Router {
     };
   }
 
-  /** Return [edge, share, share] along a route. */
+  /**
+   * @param {Reached} reached @param {Position} start @param {Position} end
+   * @param {{node: number, entered: number}} best
+   */
   pieces(reached, start, end, best) {
+    /** @type {Piece[]} */
     const steps = [];
     let node = best.node;
     while (!reached.leftAt.has(node)) {
@@ -332,14 +394,16 @@ class Router {
       steps.push(isForward ? [edge, 0, 1] : [edge, 1, 0]);
       node = this.ends[2 * edge + (isForward ? 0 : 1)];
     }
-    steps.push([start.edge, start.share, reached.leftAt.get(node)]);
+    steps.push([start.edge, start.share, /** @type {number} */ (reached.leftAt.get(node))]);
     steps.reverse();
     steps.push([end.edge, best.entered, end.share]);
     const moved = steps.filter(([, s, t]) => s !== t);
     return moved.length ? moved : steps.slice(0, 1);
   }
 
+  /** @param {Piece[]} pieces @param {Place[][]} parts @param {number[]} lengths */
   turns(pieces, parts, lengths) {
+    /** @type {Turn[]} */
     const turns = [];
     let after = 0;
     for (let k = 0; k + 1 < parts.length; k++) {
@@ -359,10 +423,15 @@ class Router {
     return turns;
   }
 
-  /** Return the parts of roads that can be reached in each of several times, in minutes. */
+  /**
+   * Return the parts of roads that can be reached in each of several times.
+   * @param {Place} from @param {number[]} minutes
+   * @returns {ReachResult}
+   */
   reach(from, minutes) {
     const start = this.snap(from);
     const { times } = this.timesFrom(start, 60 * Math.max(...minutes));
+    /** @type {ReachedIn[]} */
     const found = minutes.map((each) => ({ minutes: each, lines: [], length: 0 }));
     for (let e = 0; e < this.count; e++) {
       for (const result of found) {
@@ -375,12 +444,14 @@ class Router {
     return { found, start: start.at, distance: start.distance };
   }
 
+  /** @param {number} e @param {Float64Array} times @param {Position} start @param {number} seconds */
   reached(e, times, start, seconds) {
     const a = seconds - times[this.ends[2 * e]], b = seconds - times[this.ends[2 * e + 1]];
     const direction = this.directions[e];
     const isStart = e === start.edge;
     if (!isStart && !(a > 0) && !(b > 0)) return [];
     const whole = Math.max(this.times[e], 1e-9);
+    /** @type {[number, number][]} */
     const spans = [];
     if (direction >= 0 && a > 0) spans.push([0, Math.min(a / whole, 1)]);
     if (direction <= 0 && b > 0) spans.push([Math.max(1 - b / whole, 0), 1]);
@@ -391,6 +462,7 @@ class Router {
         direction < 0 ? start.share : Math.min(start.share + share, 1),
       ]);
     }
+    /** @type {[number, number][]} */
     const united = [];
     for (const [low, high] of spans.filter(([s, t]) => t > s).sort((s, t) => s[0] - t[0])) {
       const last = united[united.length - 1];
@@ -401,11 +473,14 @@ class Router {
   }
 }
 
+/** @type {Router | null} */
 let router = null;
 self.onmessage = ({ data: { id, task, args } }) => {
   try {
     if (task === "network") router = new Router(args[0]);
-    const result = task === "network" ? null : router[task](...args);
+    else if (!router) throw new Error("no network");
+    const result = task === "route" ? router?.route(args[0], args[1])
+      : task === "reach" ? router?.reach(args[0], args[1]) : null;
     self.postMessage({ id, result });
   } catch (error) {
     self.postMessage({ id, error: String(error) });
