@@ -16,21 +16,36 @@ of each tile and the peak memory. Each raster is measured in a process of its ow
 
 import argparse
 import json
+import math
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+from affine import Affine
+from PIL import Image
+from rasterio.enums import Resampling
+from rasterio.windows import Window
+
+from satmap.data.sources import HALF_WORLD_M
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 from browser import MISSING, Browser, browser
 from satmap.viewer.data import read_results
+from satmap.viewer.imagery import Imagery
 from satmap.viewer.page import write_page
 
 _WEST, _NORTH, _STEP = 2.2, 49.0, 0.00125
+_IMAGES = Path("../shared/data/roads_massachusetts/images")
 _VENDOR = Path(__file__).resolve().parents[1] / "code/satmap/viewer/vendor"
 
 _PLAIN = """<!doctype html><html><head><meta charset="utf-8"><style>{css}
@@ -62,7 +77,27 @@ def main() -> None:
     page.add_argument("--repeat", type=int, default=3)
     page.add_argument("--routes", type=int, default=50)
     page.add_argument("--keep", type=Path, help="directory for the pages and screenshots")
+    tiles = commands.add_parser("tiles")
+    tiles.add_argument("--side", type=int, default=20_000, help="pixels")
+    tiles.add_argument("--tiles", type=int, default=60, help="tiles of each zoom level")
+    tiles.add_argument("--images", type=Path, default=_IMAGES, help="pictures to fill the raster")
+    tiles.add_argument("--raster", type=Path, help="measure this raster only")
     options = parser.parse_args()
+    if options.command == "tiles":
+        if options.raster:
+            measure_tiles(options.raster, options.tiles)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "raster.tif"
+            _raster(path, options.side, options.images)
+            for name in ("without overviews", "with overviews"):
+                if name == "with overviews":
+                    with rasterio.open(path, "r+") as file:
+                        file.build_overviews([2, 4, 8, 16, 32], Resampling.average)
+                print(f"{name}, {path.stat().st_size / 1e9:.2f} GB", flush=True)
+                command = [sys.executable, __file__, "tiles", "--raster", str(path)]
+                subprocess.run([*command, "--tiles", str(options.tiles)], check=True)
+        return
     with tempfile.TemporaryDirectory() as directory:
         measure_page(options.keep or Path(directory), options)
 
@@ -127,12 +162,67 @@ def _report(shown: Browser, place: Path, name: str, options: argparse.Namespace)
           f"{len(taken)}", flush=True)  # fmt: skip
 
 
+def measure_tiles(path: Path, count: int) -> None:
+    """Print the time of tiles along rows at each zoom level, and the memory of the process."""
+    started = time.perf_counter()
+    imagery = Imagery([path])
+    imagery.prepare()
+    print(f"  prepared in {time.perf_counter() - started:.1f} s", flush=True)
+    west, south, east, north = imagery.bounds_m
+    for zoom in range(imagery.deepest_zoom, imagery.deepest_zoom - 8, -1):
+        side = 2 * HALF_WORLD_M / 2**zoom
+        columns = range(int((west + HALF_WORLD_M) / side), int((east + HALF_WORLD_M) / side) + 1)
+        rows = range(int((HALF_WORLD_M - north) / side), int((HALF_WORLD_M - south) / side) + 1)
+        # Panning shows successive tiles of a few rows, from the middle on.
+        keys = [(zoom, x, y) for y in rows[len(rows) // 2 :] for x in columns][:count]
+        with ThreadPoolExecutor(2) as pool:
+            taken = np.array([*pool.map(partial(_timed, imagery), keys)]) * 1e3
+        wall, cpu = taken.T
+        print(
+            f"  zoom {zoom}: {len(keys)} tiles, median {np.median(wall):.0f} ms, 95 % "
+            f"{np.quantile(wall, 0.95):.0f} ms, slowest {wall.max():.0f} ms; "
+            f"CPU: median {np.median(cpu):.0f} ms, slowest {cpu.max():.0f} ms",
+            flush=True,
+        )
+    print(f"  peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+def _timed(imagery: Imagery, key: tuple[int, int, int]) -> tuple[float, float]:
+    """Return the seconds of a tile, and those of the CPU."""
+    started, before = time.perf_counter(), time.thread_time()
+    imagery.tile(*key)
+    return time.perf_counter() - started, time.thread_time() - before
+
+
+def _raster(path: Path, side: int, images: Path) -> None:
+    """Write a tiled and deflated GeoTIFF of real pictures in random order, half a metre a pixel."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for file in sorted(images.glob("img-*"))[:60]:
+        with Image.open(file) as picture:
+            pictures.append(np.asarray(picture.convert("RGB").resize((512, 512))))
+    profile = {
+        "driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8",
+        "crs": "EPSG:32619", "transform": Affine(0.5, 0, 310_000, 0, -0.5, 4_690_000),
+        "photometric": "RGB", "tiled": True, "blockxsize": 512, "blockysize": 512,
+        "compress": "deflate", "zlevel": 1, "bigtiff": "yes", "interleave": "pixel",
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as target:
+        for top in range(0, side, 512):
+            chosen = rng.integers(0, len(pictures), math.ceil(side / 512))
+            row = np.concatenate([pictures[k] for k in chosen], axis=1)
+            row = row[: min(512, side - top), :side]
+            target.write(row.transpose(2, 0, 1), window=Window(0, top, *row.shape[1::-1]))
+
+
 def _roads(count: int) -> list[dict[str, Any]]:
     """Return the streets of a town as `satmap map` exports them: a grid with curves."""
     side = int(np.ceil((1 + np.sqrt(1 + 2 * count)) / 2))
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1)
-    nodes = grid * [_STEP, -_STEP * 0.66] + [_WEST, _NORTH] + rng.normal(0, _STEP / 12, (side, side, 2))
+    nodes = (
+        grid * [_STEP, -_STEP * 0.66] + [_WEST, _NORTH] + rng.normal(0, _STEP / 12, (side, side, 2))
+    )
     ends = [((r, c), (r, c + 1)) for r in range(side) for c in range(side - 1)]
     ends += [((r, c), (r + 1, c)) for r in range(side - 1) for c in range(side)]
     features = []
@@ -173,8 +263,11 @@ def _buildings(count: int, edges: int) -> list[dict[str, Any]]:
         if rng.random() < 0.5:
             corners = [[-w, -h], [w, -h], [w, 0.2 * h], [0.1 * w, 0.2 * h], [0.1 * w, h], [-w, h]]
         angle = rng.uniform(0, 0.3)
-        turned = np.array(corners) @ [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-        ring = np.round(turned + [x, y], 7).tolist()
+        turned = np.array(corners) @ [
+            [np.cos(angle), -np.sin(angle)],
+            [np.sin(angle), np.cos(angle)],
+        ]
+        ring = np.round(turned + np.array([x, y]), 7).tolist()
         properties = {
             "image_id": "town", "mean_probability": round(float(rng.uniform(0.5, 1)), 4),
             "expected_iou": round(float(rng.uniform(0.2, 0.95)), 4),

@@ -1,31 +1,34 @@
 """Cut imagery for web maps: one picture for a file, or tiles on demand for the local server.
 
-Rasters of any size are read in windows by :mod:`satmap.data.mosaic`, so memory stays bounded.
-Pictures and tiles are in Web Mercator.
+Pictures and tiles are in Web Mercator. Rasters of any size are read in windows, so memory stays
+bounded. A tile must not read many pixels: :meth:`Imagery.prepare` writes reduced copies of large
+rasters without overviews to a temporary file, and keeps one small picture of everything.
 """
 
 import math
+import os
+import shutil
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 
-from satmap.data.mosaic import Mosaic
-from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, find_sources
+from satmap.data.layers import Layer
+from satmap.data.sources import HALF_WORLD_M, WEB_MERCATOR, find_sources, opened
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.io.progress import track
 from satmap.rasters.scene import Box
 from satmap.report.imagery import rgb_layers
-from satmap.vectors.georeference import Georeference
 
 TILE_PX = 256
 
@@ -36,9 +39,24 @@ DEEPEST_ZOOM = 22
 _BLOCK_PX = 512
 
 # Tiles of small scales are cut from a picture with this part of the finest pixels along each side,
-# within limits. Other tiles then read few pixels of the rasters.
+# within limits.
 _OVERVIEW_PART = 1 / 5
 _OVERVIEW_PX = 1024, 4096
+
+# Larger rasters get reduced copies: halves of halves, until this many pixels remain.
+_REDUCED_PX = 4096 * 4096
+# Rows that are reduced at once.
+_STRIP = 512
+
+# Threads that read rasters.
+_READERS = min(os.cpu_count() or 1, 4)
+
+# Pictures are bent to the map's projection in squares of this many pixels.
+_MESH_PX = 64
+# By what factor pixels that are read may be too large.
+_TOO_LARGE = 1.2
+# Pixels around a window that resampling needs.
+_KERNEL_PX = 3
 
 # Most tiles that are kept. One has about 20 kB.
 _KEPT_TILES = 512
@@ -80,30 +98,35 @@ class Imagery:
             raise SatmapError(
                 f"no raster of {names} has a georeference, so none has a place on the map."
             )
-        self._layers = tuple(
-            sorted(layers, key=lambda layer: layer.georeference.gsd_m if layer.georeference else 0)
-        )
+        self._layers = tuple(sorted(layers, key=_pixel_m))
+        self._copies: dict[int, _ReducedCopies] = {}
         self._crs = rasterio.crs.CRS.from_user_input(WEB_MERCATOR).to_wkt()
         self._cache: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
-        # Two tiles at a time bound the memory, however many are requested.
-        self._readers = threading.Semaphore(2)
+        # Few tiles at a time bound the memory, however many are requested.
+        self._readers = threading.Semaphore(_READERS)
 
     @cached_property
     def bounds_m(self) -> tuple[float, float, float, float]:
         """West, south, east and north of the rasters, in metres of Web Mercator."""
-        corners = []
+        low, high = self._bounds_of_layers.reshape(-1, 2, 2).transpose(1, 0, 2)
+        return (*low.min(axis=0).tolist(), *high.max(axis=0).tolist())
+
+    @cached_property
+    def _bounds_of_layers(self) -> NDArray[np.float64]:
+        """West, south, east and north of each layer, in metres of Web Mercator."""
+        found = []
         for layer in self._layers:
             assert layer.georeference is not None
             steps = np.linspace(0, 1, 9)
             x, y = (grid.ravel() for grid in np.meshgrid(steps * layer.width, steps * layer.height))
             places = layer.georeference.to_map(np.column_stack([x, y]))
             try:
-                corners.append(project(places, layer.georeference.crs, self._crs))
+                corners = project(places, layer.georeference.crs, self._crs)
             except ValueError as error:
                 raise SatmapError(f"{layer.name}: its coordinates {error}.") from error
-        points = np.concatenate(corners)
-        return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+            found.append([*corners.min(axis=0), *corners.max(axis=0)])
+        return np.array(found)
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -120,10 +143,8 @@ class Imagery:
     @cached_property
     def pixel_m(self) -> float:
         """Size of the finest pixels, in metres of Web Mercator."""
-        finest = self._layers[0]
-        assert finest.georeference is not None
         latitude = (self.bounds[1] + self.bounds[3]) / 2
-        return finest.georeference.gsd_m / max(math.cos(math.radians(latitude)), 0.05)
+        return _pixel_m(self._layers[0]) / max(math.cos(math.radians(latitude)), 0.05)
 
     @property
     def deepest_zoom(self) -> int:
@@ -131,7 +152,16 @@ class Imagery:
         zoom = math.ceil(math.log2(2 * HALF_WORLD_M / TILE_PX / self.pixel_m) - 0.1)
         return min(max(zoom, 0), DEEPEST_ZOOM)
 
-    def read(self, west: float, north: float, metres: float, width: int, height: int) -> Pixels:
+    def read(
+        self,
+        west: float,
+        north: float,
+        metres: float,
+        width: int,
+        height: int,
+        *,
+        fast: bool = False,
+    ) -> Pixels:
         """Read a rectangle of Web Mercator.
 
         Args:
@@ -140,16 +170,79 @@ class Imagery:
             metres: size of a pixel.
             width: pixels.
             height: pixels.
+            fast: interpolate linearly, not by cubic splines.
 
         Returns:
             uint8 (height, width, 4): red, green, blue and alpha, which is 0 without data.
         """
-        transform = Affine(metres, 0, west, 0, -metres, north)
-        grid = Georeference(self._crs, transform, (metres, metres))
-        mosaic = Mosaic(self._layers, grid, width, height, None)
-        colours = mosaic.read(Box(0, 0, width, height), {})
-        alpha = np.where(colours.any(axis=2), 255, 0).astype(np.uint8)
-        return np.dstack([colours, alpha])
+        result = np.zeros((height, width, 4), np.uint8)
+        corner = np.array([west + width * metres, north])
+        bounds = self._bounds_of_layers
+        near = (bounds[:, :2] < corner) & (bounds[:, 2:] > [west, north - height * metres])
+        for number in np.flatnonzero(near.all(axis=1)).tolist():
+            found = self._read_layer(number, west, north, metres, (width, height), fast)
+            if found is not None:
+                free = result[..., 3] == 0
+                np.copyto(result, found, where=free[..., None])
+                if free.sum() == (found[..., 3][free] > 0).sum():
+                    break
+        return result
+
+    def _read_layer(
+        self,
+        number: int,
+        west: float,
+        north: float,
+        metres: float,
+        size: tuple[int, int],
+        fast: bool,
+    ) -> Pixels | None:
+        """Read a rectangle of a layer as red, green, blue and alpha; None if nothing is there."""
+        layer = self._layers[number]
+        assert layer.georeference is not None
+        columns, rows = map(_marks, size)
+        x, y = np.meshgrid(columns, rows)
+        places = np.column_stack([west + x.ravel() * metres, north - y.ravel() * metres])
+        mesh = layer.georeference.to_pixels(places, self._crs)
+        corners = mesh.reshape(*x.shape, 2)[[0, 0, -1, -1], [0, -1, -1, 0]]
+        (a, b), (c, d) = corners[2] - corners[0], corners[3] - corners[1]
+        ratio = math.sqrt(abs(a * d - b * c) / 2 / math.prod(size))
+        copies = self._copies.get(number)
+        # Pixels that are slightly too large are not seen, and much faster than too many.
+        reduce = max(int(ratio * _TOO_LARGE), 1)
+        if copies is not None:
+            reduce = copies.nearest(reduce)
+        mesh = mesh / reduce
+        whole = np.ceil(np.array([layer.width, layer.height]) / reduce)
+        low = np.maximum(np.floor(mesh.min(axis=0)) - _KERNEL_PX, 0)
+        high = np.minimum(np.ceil(mesh.max(axis=0)) + _KERNEL_PX, whole)
+        if (low >= high).any():
+            return None
+        left, top, right, bottom = (int(value) for value in (*low, *high))
+        if copies is not None and reduce > 1:
+            colours = copies.read(reduce, left, top, right, bottom)
+        else:
+            sides = (left, top, right - left, bottom - top)
+            box = Box(*(value * reduce for value in sides))
+            colours = layer.read_stretched(box, {}, reduce).transpose(1, 2, 0)
+        alpha = colours.any(axis=2)
+        if not alpha.any():
+            return None
+        image = Image.fromarray(np.dstack([colours, alpha * np.uint8(255)]))
+        source = (mesh - low).reshape(*x.shape, 2)
+        pieces = [
+            (
+                (columns[i], rows[j], columns[i + 1], rows[j + 1]),
+                source[[j, j + 1, j + 1, j], [i, i, i + 1, i + 1]].ravel().tolist(),
+            )
+            for j in range(len(rows) - 1)
+            for i in range(len(columns) - 1)
+        ]
+        way = Image.Resampling.BILINEAR if fast else Image.Resampling.BICUBIC
+        found = np.array(image.transform(size, Image.Transform.MESH, pieces, way))
+        # Half-transparent borders would show as seams between rasters.
+        found[..., 3] = np.where(found[..., 3] > 127, 255, 0)
+        return found
 
     def picture(
         self, bounds: tuple[float, float, float, float]
@@ -196,16 +289,24 @@ class Imagery:
         return pixels, (width * metres, height * metres)
 
     @cached_property
-    def _overview(self) -> tuple[Pixels, float]:
-        """All imagery in one picture of limited size, and the size of its pixels in metres."""
+    def _overview(self) -> list[tuple[Pixels, float]]:
+        """All imagery in one picture and its halves, and the size of their pixels in metres."""
         west, south, east, north = self.bounds_m
         wanted = round(max(east - west, north - south) / self.pixel_m * _OVERVIEW_PART)
         longest = min(max(wanted, _OVERVIEW_PX[0]), _OVERVIEW_PX[1])
         pixels, sides = self._whole(west, south, east, north, longest)
-        return pixels, sides[0] / pixels.shape[1]
+        metres = sides[0] / pixels.shape[1]
+        found = [(pixels, metres)]
+        while max(pixels.shape) > 2 * TILE_PX:
+            pixels, metres = np.asarray(Image.fromarray(pixels).reduce(2)), 2 * metres
+            found.append((pixels, metres))
+        return found
 
     def prepare(self) -> None:
-        """Read the overview from which tiles of small scales are cut."""
+        """Reduce large rasters, and read the overview from which tiles of small scales are cut."""
+        for number, layer in enumerate(self._layers):
+            if _needs_copies(layer):
+                self._copies[number] = _ReducedCopies(layer)
         _ = self._overview
 
     def tile(self, zoom: int, x: int, y: int) -> bytes | None:
@@ -224,11 +325,12 @@ class Imagery:
                 self._cache.move_to_end(key)
                 return kept
         with self._readers:
-            overview, metres = self._overview
-            if side / TILE_PX >= 0.99 * metres:
-                pixels = self._from_overview(overview, metres, west, north, side)
+            # The coarsest picture that is fine enough.
+            fine = [each for each in self._overview if side / TILE_PX >= 0.99 * each[1]]
+            if fine:
+                pixels = self._from_overview(*fine[-1], west, north, side)
             else:
-                pixels = self.read(west, north, side / TILE_PX, TILE_PX, TILE_PX)
+                pixels = self.read(west, north, side / TILE_PX, TILE_PX, TILE_PX, fast=True)
             content = _webp(pixels, method=0)
         with self._lock:
             self._cache[key] = content
@@ -267,7 +369,95 @@ class Imagery:
         return tile
 
 
+class _ReducedCopies:
+    """Copies of a layer with a half, a quarter, ... of its pixels along each side, on the disk."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._factors: dict[int, tuple[int, int, int]] = {}
+        width, height, factor, offset = layer.width, layer.height, 1, 0
+        while width * height > _REDUCED_PX // 4:
+            width, height, factor = -(-width // 2), -(-height // 2), 2 * factor
+            self._factors[factor] = height, width, offset
+            offset += height * width * 3
+        # The file has no name, so it goes with this process.
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._file.truncate(offset)
+        strips = range(0, layer.height, _STRIP)
+
+        def reduce(top: int) -> None:
+            box = Box(0, top, layer.width, min(_STRIP, layer.height - top))
+            self._write(2, top // 2, layer.read_stretched(box, {}, 2).transpose(1, 2, 0))
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            for _ in track(pool.map(reduce, strips), f"reducing {layer.name}", len(strips)):
+                pass
+        for factor, (height, _, _) in self._factors.items():
+            if 2 * factor not in self._factors:
+                break
+            for top in range(0, height, _STRIP):
+                strip = self.read(
+                    factor, 0, top, self._factors[factor][1], min(top + _STRIP, height)
+                )
+                self._write(2 * factor, top // 2, _halved(strip))
+
+    def nearest(self, reduce: int) -> int:
+        """Return the largest factor of a copy that is not above a number; 1 for the original."""
+        return max((factor for factor in self._factors if factor <= reduce), default=1)
+
+    def read(self, factor: int, left: int, top: int, right: int, bottom: int) -> Pixels:
+        """Return a rectangle of a copy, uint8 (h, w, 3)."""
+        return np.array(self._mapped(factor)[top:bottom, left:right])
+
+    def _write(self, factor: int, top: int, rows: Pixels) -> None:
+        self._mapped(factor)[top : top + len(rows)] = rows
+
+    def _mapped(self, factor: int) -> "np.memmap[tuple[int, ...], np.dtype[np.uint8]]":
+        # Mapped anew each time: pages that stay mapped would count as memory of this process.
+        height, width, offset = self._factors[factor]
+        return np.memmap(self._file, np.uint8, "r+", offset, (height, width, 3))
+
+
+def _needs_copies(layer: Layer) -> bool:
+    """Return whether tiles of a layer would read many pixels, and its copies fit on the disk."""
+    if layer.width * layer.height <= _REDUCED_PX or any(x.is_remote for x in layer.sources):
+        return False
+    if shutil.disk_usage(tempfile.gettempdir()).free < 3 * layer.width * layer.height:
+        return False
+    try:
+        for source in layer.sources:
+            with opened(source) as file:
+                if 2 not in file.overviews(1):
+                    return True
+    except SatmapError:
+        return True
+    return False
+
+
+def _halved(pixels: Pixels) -> Pixels:
+    """Return the means of 2 x 2 pixels, without those that have no data."""
+    height, width = pixels.shape[:2]
+    padded = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0))).astype(np.uint16)
+    quads = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2, 3)
+    count = np.maximum(quads.any(axis=4).sum(axis=(1, 3), dtype=np.uint16), 1)[..., None]
+    halved: Pixels = ((quads.sum(axis=(1, 3), dtype=np.uint16) + count // 2) // count).astype(
+        np.uint8
+    )
+    return halved
+
+
+def _pixel_m(layer: Layer) -> float:
+    assert layer.georeference is not None
+    return layer.georeference.gsd_m
+
+
+def _marks(size: int) -> list[int]:
+    """Return the borders of squares along a side."""
+    return [*range(0, size, _MESH_PX), size]
+
+
 def _webp(pixels: Pixels, method: int = 4) -> bytes:
     buffer = BytesIO()
+    if pixels[..., 3].all():
+        pixels = pixels[..., :3]
     Image.fromarray(pixels).save(buffer, "WEBP", quality=_QUALITY, method=method)
     return buffer.getvalue()

@@ -662,12 +662,26 @@ const satmap = (() => {
     });
   }
 
+  /**
+   * Return the first colouring that gives the shapes more than one colour, or the first.
+   * @param {Record<string, Colouring>} choices @param {Shapes} shapes
+   */
+  function telling(choices, shapes) {
+    const found = ["speed", "confidence", "class", "width", "area", "time"].find((id) => {
+      if (!(id in choices)) return false;
+      const colourOf = choices[id].colourOf(shapes), first = colourOf(0);
+      for (let k = 1; k < shapes.count; k++) if (colourOf(k) !== first) return true;
+      return false;
+    });
+    return found ?? Object.keys(choices)[0];
+  }
+
   /** Bring the map and the panel in line with the state. */
   function apply() {
     roadChoices = roadColours(roads, state.unit);
     buildingChoices = buildingColours(buildings, state.unit);
-    if (!(state.roadColour in roadChoices)) [state.roadColour] = Object.keys(roadChoices);
-    if (!(state.buildingColour in buildingChoices)) [state.buildingColour] = Object.keys(buildingChoices);
+    if (!(state.roadColour in roadChoices)) state.roadColour = telling(roadChoices, roads);
+    if (!(state.buildingColour in buildingChoices)) state.buildingColour = telling(buildingChoices, buildings);
     fillChoices(element("road-colour"), roadChoices, state.roadColour);
     fillChoices(element("building-colour"), buildingChoices, state.buildingColour);
     const comparing = state.truth === "compare";
