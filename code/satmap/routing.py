@@ -20,8 +20,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
 from satmap.errors import SatmapError
+from satmap.io.files import refuse_pipe
 from satmap.io.geojson_reader import GeoLine
-from satmap.submissions.vector_maps import in_degrees, read_map, travel_time_s
+from satmap.submissions.formats import Format, detect
+from satmap.submissions.vector_maps import MAP_SUFFIXES, in_degrees, read_map, travel_time_s
 from satmap.vectors.georeference import metres_per_degree
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
@@ -194,6 +196,7 @@ def read_network(path: Path) -> Network:
     if path.is_dir() or path.suffix.lower() == ".csv":
         what = "a directory" if path.is_dir() else "a CSV, whose roads are in pixels"
         raise SatmapError(f"{path} is {what}. Give a vector file of roads, such as roads.gpkg.")
+    _require_vectors(path)
     collection = read_map(path)
     if not collection.lines:
         raise SatmapError(f"{path}: no roads. Give a vector file of roads, such as roads.gpkg.")
@@ -201,6 +204,24 @@ def read_network(path: Path) -> Network:
         return build_network(in_degrees(collection).lines)
     except ValueError as error:
         raise SatmapError(f"{path}: {error}.") from error
+
+
+def _require_vectors(path: Path) -> None:
+    """Raise SatmapError for other files, also those without a telling suffix."""
+    if path.suffix.lower() in MAP_SUFFIXES:
+        if (kind := detect(path)) != Format.VECTORS:
+            raise SatmapError(f"{path} is {kind}. Give a vector file of roads, such as roads.gpkg.")
+        return
+    refuse_pipe(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise SatmapError(f"cannot read {path}: {error.strerror or error}.") from error
+    if not head.startswith(b"{"):
+        raise SatmapError(
+            f"{path} is no vector file of roads. Give one that ends in {', '.join(MAP_SUFFIXES)}."
+        )
 
 
 def build_network(roads: Sequence[GeoLine]) -> Network:

@@ -126,6 +126,17 @@ class Browser:
             {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]},
         )
 
+    def drag(self, start: tuple[int, int], end: tuple[int, int], kind: str = "mouse") -> None:
+        """Drag with the mouse, or with a finger (``touch``)."""
+        moves = [
+            {"type": "pointerMove", "duration": 0, "x": start[0], "y": start[1]},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "duration": 100, "x": end[0], "y": end[1]},
+            {"type": "pointerUp", "button": 0},
+        ]
+        pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}}
+        self._post(f"{self._session}/actions", {"actions": [pointer | {"actions": moves}]})
+
     def press(self, key: str) -> None:
         """Press a key, such as ``r``, or a code such as ``\\ue007`` for Enter."""
         moves = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]

@@ -90,6 +90,15 @@ def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "map.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize("name", ["map.txt", "map", "map.gpkg"])
+def test_a_page_must_be_html(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    path = collection(tmp_path / "roads.geojson", road())
+    with pytest.raises(SystemExit):
+        cli.main(["view", str(path), "--html", str(tmp_path / name)])
+    assert "must end in .html" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
 def test_imagery_of_another_place_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

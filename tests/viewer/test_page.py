@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from numpy.typing import NDArray
 
 from browser import MISSING, Browser, browser
 from satmap.routing import find_reach, find_route, read_network
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING} for the 
 WEST, NORTH, STEP = 2.3, 48.9, 0.001
 SIDE = 12
 MARKUP = '<img src=x onerror="window.hurt=1"></script><script>window.hurt=1</script>\'"&amp;'
-ENTER, ESCAPE = "\ue007", "\ue00c"
+ENTER, ESCAPE, LEFT, HOME = "\ue007", "\ue00c", "\ue012", "\ue011"
+ROAD_WIDTH_M, DECK = 9.0, (0xEF, 0x8A, 0x17)
 
 
 def grid_roads() -> list[dict[str, Any]]:
@@ -46,6 +48,8 @@ def grid_roads() -> list[dict[str, Any]]:
                 }
                 if rng.random() < 0.2:
                     properties["oneway"] = str(rng.choice(["yes", "-1"]))
+                if row == 3:
+                    properties |= {"bridge": "yes", "width": "9 m"}
                 roads.append(line([a, middle, b], properties))
     ring = [
         [WEST + x, NORTH + y] for x, y in ((0, 0), (-STEP, 0), (-STEP, STEP), (0, STEP), (0, 0))
@@ -297,6 +301,69 @@ def test_a_comparison_shows_errors_and_flies_to_them(
         [WEST, NORTH], [WEST + 5 * STEP, NORTH - 5 * STEP],
     )  # fmt: skip
     assert "In the truth" in shown.run("return document.getElementById('travel').innerText")
+
+
+def test_the_divider_moves_by_mouse_finger_and_keys(shown: Browser, folder: Path) -> None:
+    result, truth = folder / "houses.geojson", folder / "true_houses.geojson"
+    path = folder / "swiped.html"
+    write_page(path, compared(read_results([result]), truth, result))
+    shown.open(path.as_uri() + "#show=swipe&building=plain")
+    orange = np.array((0xE8, 0x74, 0x3B)) * 0.5 + np.array((0xEC, 0xEA, 0xE4)) * 0.5
+
+    def side() -> int:
+        return int(shown.run("return document.getElementById('divider').ariaValueNow"))
+
+    def drawn() -> NDArray[np.bool_]:
+        shown.idle()
+        # Without the panel, the label of the divider, and the buttons.
+        picture = shown.screenshot()[:, 320:1200].astype(float)
+        return np.asarray((np.abs(picture - orange).max(axis=2) < 12))
+
+    assert side() == 50
+    middle, half = (640, 400), drawn()
+    for kind, target in (("mouse", 400), ("touch", 1100)):
+        shown.drag(middle, (target, 400), kind)
+        assert abs(side() - 100 * target / 1280) <= 1
+        middle = (target, 400)
+    shown.run("document.getElementById('divider').focus()")
+    shown.press(LEFT)
+    assert abs(side() - 84) <= 1
+    assert f"swipe={shown.run('return satmap.state.swipe.toFixed(3)')}" in shown.run(
+        "return location.hash"
+    )
+    shown.press(HOME)
+    assert side() == 0
+    all_true = drawn()
+    shown.run("document.querySelector('[data-truth=result]').click()")
+    assert shown.run("return document.getElementById('divider').hidden")
+    all_found = drawn()
+    # The halves are those of the result and of the truth.
+    near = slice(0, 270), slice(380, 880)
+    for columns, whole in zip(near, (all_found, all_true), strict=True):
+        assert (half[:, columns] != whole[:, columns]).mean() < 0.002
+    assert (all_true != all_found).mean() > 0.002
+
+
+def test_roads_are_coloured_by_width_and_deck_and_have_arrows(shown: Browser, page: str) -> None:
+    shown.open(page + "#road=deck&hide=imagery.buildings")
+    legend = shown.run("return document.getElementById('road-legend').innerText")
+    assert legend == "ground\nbridge"
+    picture = shown.screenshot()[:, 320:].reshape(-1, 3).astype(int)
+    bridges = (np.abs(picture - DECK).max(axis=1) < 12).mean()
+    assert 0.001 < bridges < 0.02
+    choices = shown.run(
+        "return [...document.getElementById('road-colour').options].map((each) => each.value)"
+    )
+    assert choices == ["speed", "time", "confidence", "class", "width", "deck", "plain"]
+    assert ROAD_WIDTH_M in shown.run("return [...new Set(satmap.roads.width)]")
+    # Arrows show from zoom level 14 on; they are white on dark.
+    white = []
+    for zoom in (13.9, 15.5):
+        shown.run("satmap.map.jumpTo({ zoom: args[0] })", zoom)
+        shown.idle()
+        picture = shown.screenshot()[100:600, 320:1200].reshape(-1, 3)
+        white.append((picture > 248).all(axis=1).sum())
+    assert white[0] < 50 < white[1]
 
 
 def test_the_server_shows_the_map_with_tiles(shown: Browser, town: MapData, folder: Path) -> None:

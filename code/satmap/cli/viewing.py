@@ -10,6 +10,7 @@ from satmap.io.files import require_writable
 from satmap.runtime.termination import Terminated
 
 _HIGHEST_PORT = 65535
+_PAGE_SUFFIXES = (".html", ".htm")
 
 
 def add_view(commands: Commands) -> None:
@@ -54,6 +55,8 @@ def _view(options: argparse.Namespace) -> int:
     if options.truth and len(options.results) > 1:
         raise SatmapError("--truth compares one result with its truth; give one RESULT.")
     if options.html:
+        if options.html.suffix.lower() not in _PAGE_SUFFIXES:
+            raise SatmapError(f"{options.html}: the map is a page, so its name must end in .html.")
         require_writable(options.html)
     from satmap.viewer.compare import compared
     from satmap.viewer.data import read_results

@@ -183,9 +183,11 @@ def _clean(coordinates: Any, crs: str) -> NDArray[np.float64]:
         raise ValueError("coordinates are not a list of x and y")
     if not np.isfinite(xy).all():
         raise ValueError("a coordinate is not a finite number")
-    if crs == LON_LAT and len(xy) and (np.abs(xy) > (180.0, 90.0)).any():
+    outside = np.abs(xy) > (180.0, 90.0) if crs == LON_LAT and len(xy) else np.empty((0, 2))
+    if outside.any():
+        x, y = xy[outside.any(axis=1).argmax()].tolist()
         raise ValueError(
-            f"({xy[0, 0]:.1f}, {xy[0, 1]:.1f}) is not a longitude and latitude; add the 'crs' "
+            f"({x:.1f}, {y:.1f}) is not a longitude and latitude; add the 'crs' "
             "member to the file or reproject it to EPSG:4326"
         )
     keep = np.ones(len(xy), bool)

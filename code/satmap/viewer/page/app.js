@@ -850,7 +850,7 @@ const satmap = (() => {
     choose("show", "truth", header.compare ? SHOWN : ["result"]);
     const swipe = Number(parts.get("swipe"));
     if (parts.get("swipe") && swipe >= 0 && swipe <= 1) state.swipe = swipe;
-    choose("road", "roadColour", ["speed", "time", "confidence", "class", "plain"]);
+    choose("road", "roadColour", ["speed", "time", "confidence", "class", "width", "deck", "plain"]);
     choose("building", "buildingColour", ["confidence", "area", "plain"]);
     if (MINUTES[Number(parts.get("minutes") || -1)]) state.minutes = Number(parts.get("minutes"));
     const least = Number(parts.get("least"));

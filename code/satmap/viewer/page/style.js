@@ -23,6 +23,7 @@ const satmapStyle = (() => {
   const UNKNOWN = "#8d939b";
   // Below ground, on it, and above.
   const DECKS = ["#7a5195", "#9aa3ad", "#ef8a17", "#d22814"];
+  const DECK_LABELS = ["tunnel", "ground", "bridge", "second level and above"];
   // Numbers this little below a limit belong above it: speeds are computed from lengths and times.
   const ROUNDING = 1e-4;
   const SPEED_LIMITS_KMH = [30, 40, 50, 65, 85];
@@ -183,11 +184,13 @@ const satmapStyle = (() => {
         (value) => `${value} ${isMph ? "ft" : "m"}`, metres);
     }
     if (roads.deck?.some((value) => value !== 0)) {
+      const level = (/** @type {number} */ value) => Math.min(Math.max(value, -1), 2) + 1;
+      const there = [...new Set(roads.deck)].map(level), shown = [0, 1, 2, 3].filter((each) => there.includes(each));
       found.deck = {
         label: "Deck",
         palette: DECKS,
-        legend: { colours: DECKS, labels: ["tunnel or below", "ground", "bridge or above", "second level and above"] },
-        colourOf: (shapes) => (k) => (shapes.deck ? Math.min(Math.max(shapes.deck[k], -1), 2) + 1 : 1),
+        legend: { colours: shown.map((each) => DECKS[each]), labels: shown.map((each) => DECK_LABELS[each]) },
+        colourOf: (shapes) => (k) => (shapes.deck ? level(shapes.deck[k]) : 1),
       };
     }
     found.plain = plain("#f2b632");
