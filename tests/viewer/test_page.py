@@ -170,7 +170,11 @@ def test_reachable_roads_are_those_of_satmap_reach(shown: Browser, page: str, fo
     shown.open(page)
     network = read_network(folder / "roads.geojson")
     for place in ([WEST + STEP * 3.2, NORTH - STEP * 4.4], [WEST, NORTH]):
-        found = shown.run("return (await satmap.reach(args[0], [0.2, 1, 3])).found", place)
+        found = shown.run(
+            "return (await satmap.reach(args[0], [0.2, 1, 3])).found.map(({ minutes, length, sizes })"
+            " => ({ minutes, length, lines: sizes.length }))",
+            place,
+        )
         for each in found:
             _, length = find_reach(network, network.snap(*place), 60 * each["minutes"])
             assert each["length"] == pytest.approx(length, abs=1)

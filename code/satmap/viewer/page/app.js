@@ -8,7 +8,7 @@
 /** @typedef {Extract<maplibregl.LayerSpecification, {type: "line"}>} LineLayer */
 /** @typedef {"inspect" | "route" | "reach"} Mode */
 /** @typedef {"result" | "truth" | "swipe" | "compare"} Shown */
-/** @typedef {"reach" | "route" | "truth-route" | "hover"} Mark */
+/** @typedef {"route" | "truth-route" | "hover"} Mark */
 /** @typedef {(task: string, ...args: any[]) => Promise<any>} Ask asks a worker */
 /**
  * @typedef {object} State
@@ -86,6 +86,10 @@ const satmap = (() => {
   let truth;
   /** @type {Record<string, Drawing>} what is drawn, by name */
   const drawings = {};
+  /** @type {Drawing[]} the roads that can be reached, for each time */
+  let reached = [];
+  /** @type {ShapesLayer | undefined} */
+  let shapesLayer;
   /** @type {Record<string, Colouring>} */
   let roadChoices = {};
   /** @type {Record<string, Colouring>} */
@@ -182,7 +186,7 @@ const satmap = (() => {
   /** Return the layers of routes and other marks, the lowest first. */
   function markLayers() {
     /**
-     * @param {string} id @param {Mark} source @param {string | ["get", string]} colour
+     * @param {string} id @param {Mark} source @param {string} colour
      * @param {Stops} stops @returns {LineLayer}
      */
     const line = (id, source, colour, stops) => ({
@@ -195,7 +199,6 @@ const satmap = (() => {
     };
     dashed.paint = { ...dashed.paint, "line-dasharray": [2, 1.2] };
     return [
-      line("reach", "reach", ["get", "colour"], CASING_WIDTH),
       line("route-casing", "route", "#ffffff", ROUTE_CASING),
       line("route", "route", "#1463b8", ROUTE_WIDTH),
       dashed,
@@ -222,8 +225,16 @@ const satmap = (() => {
     }
   }
 
-  /** Draw roads and buildings; called for each frame. @param {ShapesLayer} layer */
+  /** Draw roads, buildings and what can be reached; called for each frame. @param {ShapesLayer} layer */
   function drawShapes(layer) {
+    drawSides(layer);
+    layer.clip(0, 1);
+    // The shortest times are on top.
+    for (const drawing of [...reached].reverse()) layer.drawLines(drawing, { width: atZoom(CASING_WIDTH, layer.zoom) });
+  }
+
+  /** @param {ShapesLayer} layer */
+  function drawSides(layer) {
     if (state.truth === "compare") {
       if (state.buildings && drawings.compared) drawBuildings(layer, drawings.compared, 0);
       if (!state.roads) return;
@@ -274,14 +285,17 @@ const satmap = (() => {
     }
   }
 
+  /** Return the place that drawings are relative to. @returns {Place} */
+  function middle() {
+    const [west, south, east, north] = header.bounds;
+    return [(west + east) / 2, (south + north) / 2];
+  }
+
   /** Prepare what is drawn. */
   function makeDrawings() {
-    const [west, south, east, north] = header.bounds;
-    /** @type {Place} */
-    const middle = [(west + east) / 2, (south + north) / 2];
     /** @param {string} name @param {Shapes} shapes @param {boolean} isArea */
     const add = (name, shapes, isArea) => {
-      if (shapes.count) drawings[name] = new satmapDraw.Drawing(shapes, isArea, middle);
+      if (shapes.count) drawings[name] = new satmapDraw.Drawing(shapes, isArea, middle());
     };
     add("roads", roads, false);
     add("buildings", buildings, true);
@@ -298,7 +312,8 @@ const satmap = (() => {
   /** Put roads and buildings below routes. */
   function addShapes() {
     const above = markLayers().find((each) => map.getLayer(each.id));
-    map.addLayer(new satmapDraw.Layer(map, drawShapes), above?.id);
+    shapesLayer = new satmapDraw.Layer(map, drawShapes);
+    map.addLayer(shapesLayer, above?.id);
   }
 
   /** @param {Partial<maplibregl.MapOptions>} view */
@@ -328,7 +343,7 @@ const satmap = (() => {
     map.getCanvas().setAttribute("aria-label", "Map. Arrows move it, plus and minus zoom.");
     map.once("style.load", addShapes);
     map.on("webglcontextrestored", () => {
-      for (const drawing of Object.values(drawings)) drawing.forget();
+      for (const drawing of [...Object.values(drawings), ...reached]) drawing.forget();
       map.once("style.load", addShapes);
     });
     map.on("mousemove", hover);
@@ -477,7 +492,9 @@ const satmap = (() => {
     if (!markers.length) return;
     for (const marker of markers) marker.remove();
     markers = [];
-    for (const id of /** @type {Mark[]} */ (["route", "truth-route", "reach"])) mark(id, []);
+    mark("route", []);
+    mark("truth-route", []);
+    setReached([]);
   }
 
   let asked = 0;
@@ -600,11 +617,24 @@ const satmap = (() => {
     return make("div", { class: "buttons" }, ...buttons);
   }
 
+  /** Show the roads that are reached in each of several times. @param {ReachedIn[]} found */
+  function setReached(found) {
+    for (const drawing of reached) shapesLayer?.free(drawing);
+    reached = found.filter(({ sizes }) => sizes.length).map(({ sizes, x, y, minutes }) => {
+      const count = sizes.length, unknown = new Float32Array(count).fill(NaN);
+      const arrays = [new Int32Array(count).fill(1), sizes, x, y, unknown];
+      const header = { count, rings: 0, sizes: 1, x: 2, y: 3, confidence: 4, columns: [] };
+      const shapes = new satmapData.Shapes(/** @type {any} */ (header), (k) => arrays[k]);
+      const drawing = new satmapDraw.Drawing(shapes, false, middle());
+      drawing.colour(() => 0, [REACH[MINUTES[state.minutes].indexOf(minutes)]]);
+      return drawing;
+    });
+    map.triggerRepaint();
+  }
+
   /** @param {ReachResult} result */
   function showReach(result) {
-    const longest = [...result.found].reverse();
-    mark("reach", longest.map(({ lines, minutes }) =>
-      linesOf(lines, { colour: REACH[MINUTES[state.minutes].indexOf(minutes)] })));
+    setReached(result.found);
     const legend = make("div", { class: "legend" });
     result.found.forEach(({ minutes, length }, k) => {
       const swatch = make("i");

@@ -565,6 +565,16 @@ const satmapDraw = (() => {
       gl.disable(gl.SCISSOR_TEST);
     }
 
+    /** Delete what a drawing has on the graphics card. @param {Drawing} drawing */
+    free(drawing) {
+      for (const level of [drawing.full, ...drawing.simplified.values()]) {
+        this.gl.deleteTexture(level.places);
+        this.gl.deleteTexture(level.looksTexture);
+      }
+      this.gl.deleteBuffer(drawing.triangleBuffer);
+      drawing.forget();
+    }
+
     /** Draw only between two shares of the width. @param {number} from @param {number} to */
     clip(from, to) {
       const { gl, size: [width, height] } = this;

@@ -11,7 +11,11 @@
 /** @typedef {{start: Place, end: Place, distances: [number, number]}} Ends */
 /** @typedef {Ends & {time: number, length: number, line: Place[], turns: Turn[], firstEdge: number}} FoundRoute */
 /** @typedef {FoundRoute | (Ends & {time: null})} RouteResult */
-/** @typedef {{minutes: number, lines: Place[][], length: number}} ReachedIn */
+/**
+ * Parts of roads, which shorter times do not reach: the number of vertices of each, and the
+ * differences of successive coordinates, in 1e-7 degrees; and the length of all that is reached.
+ * @typedef {{minutes: number, length: number, sizes: Int32Array, x: Int32Array, y: Int32Array}} ReachedIn
+ */
 /** @typedef {{found: ReachedIn[], start: Place, distance: number}} ReachResult */
 /** @typedef {{distance: number, edge: number, vertex: number, along: number}} Nearest */
 
@@ -69,6 +73,42 @@ class Heap {
     this.keys[at] = key;
     this.nodes[at] = last;
     return node;
+  }
+}
+
+/** Lines whose coordinates become differences. */
+class Parts {
+  constructor() {
+    /** @type {number[]} */
+    this.sizes = [];
+    /** @type {number[]} */
+    this.x = [];
+    /** @type {number[]} */
+    this.y = [];
+  }
+
+  /** @param {Place[]} line */
+  add(line) {
+    this.sizes.push(line.length);
+    for (const [longitude, latitude] of line) {
+      this.x.push(Math.round(longitude / UNIT));
+      this.y.push(Math.round(latitude / UNIT));
+    }
+  }
+
+  /** @param {Int32Array} x @param {Int32Array} y @param {number} start @param {number} size */
+  addWhole(x, y, start, size) {
+    this.sizes.push(size);
+    for (let v = start; v < start + size; v++) {
+      this.x.push(x[v]);
+      this.y.push(y[v]);
+    }
+  }
+
+  packed() {
+    const differences = (/** @type {number[]} */ values) =>
+      Int32Array.from(values, (value, k) => value - (k ? values[k - 1] : 0));
+    return { sizes: Int32Array.from(this.sizes), x: differences(this.x), y: differences(this.y) };
   }
 }
 
@@ -424,23 +464,30 @@ class Router {
   }
 
   /**
-   * Return the parts of roads that can be reached in each of several times.
+   * Return the parts of roads that can be reached in each of several times, the shortest first.
    * @param {Place} from @param {number[]} minutes
    * @returns {ReachResult}
    */
   reach(from, minutes) {
     const start = this.snap(from);
     const { times } = this.timesFrom(start, 60 * Math.max(...minutes));
-    /** @type {ReachedIn[]} */
-    const found = minutes.map((each) => ({ minutes: each, lines: [], length: 0 }));
+    const results = minutes.map((each) => ({ minutes: each, length: 0, parts: new Parts() }));
     for (let e = 0; e < this.count; e++) {
-      for (const result of found) {
+      let isWhole = false;
+      for (const result of results) {
+        if (isWhole) {
+          result.length += this.lengths[e];
+          continue;
+        }
         for (const [low, high] of this.reached(e, times, start, 60 * result.minutes)) {
-          result.lines.push(this.part(e, low, high));
           result.length += (high - low) * this.lengths[e];
+          isWhole = low === 0 && high === 1;
+          if (isWhole) result.parts.addWhole(this.x, this.y, this.starts[e], this.sizes[e]);
+          else result.parts.add(this.part(e, low, high));
         }
       }
     }
+    const found = results.map(({ minutes: each, length, parts }) => ({ minutes: each, length, ...parts.packed() }));
     return { found, start: start.at, distance: start.distance };
   }
 
