@@ -5,7 +5,8 @@
 
 ``page`` opens two files in turn in headless Chromium with software rendering: the map of a
 synthetic town with 100,000 roads and 50,000 buildings, and a plain MapLibre page with the same
-roads as inline GeoJSON, one line layer and the same view. The plain page has no buildings.
+roads as inline GeoJSON, one line layer and the same view. The plain page has no buildings and only
+the property that it colours by.
 Printed are the seconds from the request to the first idle map with everything drawn, their ratio,
 the time of routes, and the size of the file.
 
@@ -40,6 +41,7 @@ from satmap.data.sources import HALF_WORLD_M
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 from browser import MISSING, Browser, browser
+from satmap.routing import Network, find_route
 from satmap.viewer.data import read_results
 from satmap.viewer.imagery import Imagery
 from satmap.viewer.page import write_page
@@ -47,6 +49,21 @@ from satmap.viewer.page import write_page
 _WEST, _NORTH, _STEP = 2.2, 49.0, 0.00125
 _IMAGES = Path("../shared/data/roads_massachusetts/images")
 _VENDOR = Path(__file__).resolve().parents[1] / "code/satmap/viewer/vendor"
+
+# What users do on the map, until it is drawn again.
+_TIMED = """const from = performance.now(); {}
+  await new Promise((resolve) => {{
+    satmap.map.once("idle", resolve); satmap.map.triggerRepaint(); }});
+  return performance.now() - from;"""
+_ACTIONS = {
+    "slider of confidence": "const slider = document.getElementById('least'); slider.value = 60;"
+    " slider.dispatchEvent(new Event('input'));",
+    "other colours": "const colours = document.getElementById('road-colour');"
+    " colours.value = 'confidence'; colours.dispatchEvent(new Event('change'));",
+    "reach of 5, 10, 15 minutes": "await satmap.setMode('reach');"
+    " await satmap.act(satmap.map.getCenter().toArray());",
+    "closer": "satmap.map.jumpTo({ zoom: 15 });",
+}
 
 _PLAIN = """<!doctype html><html><head><meta charset="utf-8"><style>{css}
 html, body, #map {{ margin: 0; height: 100%; }}</style></head><body><div id="map"></div>
@@ -112,12 +129,13 @@ def measure_page(place: Path, options: argparse.Namespace) -> None:
         text = json.dumps({"type": "FeatureCollection", "features": features})
         (place / f"{name}.geojson").write_text(text)
     data = read_results([place / "roads.geojson", place / "buildings.geojson"])
+    assert data.network is not None
     write_page(place / "map.html", data)
     west, south, east, north = data.bounds
     plain = _PLAIN.format(
         css=(_VENDOR / "maplibre-gl.css").read_text(),
         library=(_VENDOR / "maplibre-gl.js").read_text().rpartition("//# sourceMappingURL")[0],
-        roads=(place / "roads.geojson").read_text(),
+        roads=json.dumps({"type": "FeatureCollection", "features": [*map(_lean, roads)]}),
         bounds=[[west, south], [east, north]],
         fit=json.dumps({"padding": {"top": 30, "bottom": 40, "left": 310, "right": 60}}),
     )
@@ -129,7 +147,7 @@ def measure_page(place: Path, options: argparse.Namespace) -> None:
                 shown.open((place / f"{name}.html").as_uri())
                 times[name].append(shown.run("return satmap.seconds"))
                 if turn == 0:
-                    _report(shown, place, name, options)
+                    _report(shown, place, name, options, data.network)
         print(f"run {turn + 1}: plain {times['plain'][-1]:.2f} s, map {times['map'][-1]:.2f} s, "
               f"ratio {times['map'][-1] / times['plain'][-1]:.2f}", flush=True)  # fmt: skip
     medians = {name: statistics.median(each) for name, each in times.items()}
@@ -137,7 +155,14 @@ def measure_page(place: Path, options: argparse.Namespace) -> None:
           f"ratio {medians['map'] / medians['plain']:.2f}")  # fmt: skip
 
 
-def _report(shown: Browser, place: Path, name: str, options: argparse.Namespace) -> None:
+def _lean(feature: dict[str, Any]) -> dict[str, Any]:
+    """Return a feature with only the property that the plain page needs."""
+    return {**feature, "properties": {"speed_kmh": feature["properties"]["speed_kmh"]}}
+
+
+def _report(
+    shown: Browser, place: Path, name: str, options: argparse.Namespace, network: Network
+) -> None:
     """Print what is drawn, the size of the file, and the time of routes."""
     picture = shown.screenshot()[:, 320:].astype(int)
     drawn = (np.abs(picture - (0xEC, 0xEA, 0xE4)).max(axis=2) > 8).mean()
@@ -152,14 +177,35 @@ def _report(shown: Browser, place: Path, name: str, options: argparse.Namespace)
     rng = np.random.default_rng(1)
     bounds = np.array(shown.run("return satmap.header.bounds"))
     pairs = rng.uniform(bounds[:2], bounds[2:], (options.routes, 2, 2)).tolist()
-    taken = shown.run(
+    found = shown.run(
         "const all = []; await satmap.route(...args[0][0]);"
         " for (const [a, b] of args[0]) { const from = performance.now();"
-        " await satmap.route(a, b); all.push(performance.now() - from); } return all;",
+        " const { time, length } = await satmap.route(a, b);"
+        " all.push([performance.now() - from, time, length]); } return all;",
         pairs,
     )
-    print(f"routes: median {statistics.median(taken):.0f} ms, slowest {max(taken):.0f} ms of "
-          f"{len(taken)}", flush=True)  # fmt: skip
+    taken = [each[0] for each in found]
+    print(
+        f"routes: median {statistics.median(taken):.0f} ms, slowest {max(taken):.0f} ms of "
+        f"{len(taken)}",
+        flush=True,
+    )
+    worst, unreachable = np.zeros(2), 0
+    for (start, end), (_, seconds, metres) in zip(pairs, found, strict=True):
+        route = find_route(network, network.snap(*start), network.snap(*end))
+        if route is None or seconds is None:
+            assert route is seconds
+            unreachable += 1
+            continue
+        apart = np.abs(np.subtract([seconds, metres], [route.time_s, route.length_m]))
+        worst = np.maximum(worst, apart)
+    print(
+        f"against scipy: at most {worst[0]:.3f} s and {worst[1]:.3f} m apart, {unreachable} "
+        "unreachable in both",
+        flush=True,
+    )
+    for what, script in _ACTIONS.items():
+        print(f"{what}: {shown.run(_TIMED.format(script)):.0f} ms", flush=True)
 
 
 def measure_tiles(path: Path, count: int) -> None:
@@ -238,8 +284,8 @@ def _roads(count: int) -> list[dict[str, Any]]:
             "image_id": "town", "u": a[0] * side + a[1], "v": b[0] * side + b[1],
             "highway": str(rng.choice(["residential", "tertiary", "secondary", "primary"])),
             "maxspeed": f"{mph:.0f} mph", "speed_kmh": round(mph * 1.609344, 1), "speed_mph": mph,
-            "speed_source": "predicted", "length_m": round(metres, 2),
-            "travel_time_s": round(metres / (mph * 0.44704), 2),
+            "speed_source": "predicted", "length_m": metres,
+            "travel_time_s": metres / (mph * 0.44704),
             "width_m": round(float(rng.uniform(4, 14)), 2),
             "mean_probability": round(float(rng.uniform(0.3, 1)), 4),
         }  # fmt: skip

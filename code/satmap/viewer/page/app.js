@@ -669,6 +669,7 @@ const satmap = (() => {
   function applyTheme() {
     document.documentElement.dataset.theme = state.theme;
     element("theme").textContent = state.theme === "dark" ? "Light" : "Dark";
+    element("theme").setAttribute("aria-label", state.theme === "dark" ? "Use light colours" : "Use dark colours");
     if (map) map.setPaintProperty("ground", "background-color", GROUND[state.theme]);
   }
 
@@ -733,6 +734,7 @@ const satmap = (() => {
     input("show-imagery").checked = state.imagery;
     input("opacity").value = String(state.opacity);
     element("unit").textContent = unit().label;
+    element("unit").setAttribute("aria-label", `Units: ${unit().label}`);
     if (scale) scale.setUnit(unit().scale);
     for (const button of buttonsOf("truth")) {
       button.setAttribute("aria-checked", String(button.dataset.truth === state.truth));
