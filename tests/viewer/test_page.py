@@ -140,6 +140,29 @@ def test_a_file_opens_without_network_and_draws(shown: Browser, page: str) -> No
     assert shown.run("return document.title") == "roads.geojson + houses.geojson – satmap"
 
 
+@pytest.mark.parametrize(("zoom", "bearing"), [(14.3, 0), (15, 37), (21, 0)])
+def test_roads_are_where_the_map_has_them(
+    shown: Browser, page: str, zoom: float, bearing: float
+) -> None:
+    shown.open(page + "#road=plain&hide=imagery.buildings")
+    places = shown.run(
+        "const { map, roads } = satmap; const [zoom, bearing] = args;"
+        " const [[x, y], [u, v]] = roads.ring(100);"
+        " map.jumpTo({ center: [(x + u) / 2, (y + v) / 2], zoom, bearing });"
+        " const found = []; for (let k = 0; k < roads.count; k++) {"
+        "   const [[x, y], [u, v]] = roads.ring(k), p = map.project([(x + u) / 2, (y + v) / 2]);"
+        "   if (p.x > 320 && p.x < innerWidth - 60 && p.y > 10 && p.y < innerHeight - 10)"
+        "     found.push([p.x, p.y, satmap.under(p)?.number === k]); } return found;",
+        zoom, bearing,
+    )  # fmt: skip
+    shown.idle()
+    assert len(places) > (0 if zoom > 20 else 40)
+    picture = shown.screenshot().astype(int)
+    for x, y, is_found in places:
+        assert is_found
+        assert np.abs(picture[int(y), int(x)] - (0xF2, 0xB6, 0x32)).max() < 40, (x, y)
+
+
 def test_routes_take_the_times_of_satmap_route(shown: Browser, page: str, folder: Path) -> None:
     shown.open(page)
     network = read_network(folder / "roads.geojson")

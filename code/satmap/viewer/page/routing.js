@@ -338,11 +338,12 @@ class Router {
   }
 
   /**
-   * Return shortest times from a position to all nodes, up to a limit, and the edges to them.
-   * @param {Position} start @param {number} limit
+   * Return shortest times from a position to all nodes, up to a limit, and the edges to them. If
+   * goals are given, only their times and those on the way to them are final.
+   * @param {Position} start @param {number} limit @param {number[]} goals
    * @returns {Reached}
    */
-  timesFrom(start, limit) {
+  timesFrom(start, limit, goals = []) {
     const times = new Float64Array(this.nodes).fill(Infinity);
     const before = new Int32Array(this.nodes).fill(-1);
     const leftAt = new Map();
@@ -359,10 +360,12 @@ class Router {
     if (this.directions[edge] >= 0 || share === 1) leave(b, (1 - share) * this.times[edge], 1);
     if (this.directions[edge] <= 0 || share === 0) leave(a, share * this.times[edge], 0);
     const done = new Uint8Array(this.nodes);
+    let open = new Set(goals).size || Infinity;
     while (heap.size) {
       const node = heap.pop();
       if (done[node]) continue;
       done[node] = 1;
+      if (goals.includes(node) && --open === 0) break;
       for (let k = this.first[node]; k < this.first[node + 1]; k++) {
         const next = this.to[k];
         const seconds = times[node] + Math.max(this.times[this.edge[k]], 1e-9);
@@ -386,19 +389,20 @@ class Router {
     const start = this.snap(from), end = this.snap(to);
     /** @type {Ends} */
     const ends = { start: start.at, end: end.at, distances: [start.distance, end.distance] };
-    const reached = this.timesFrom(start, Infinity);
     const { edge, share } = end, whole = this.times[edge], direction = this.directions[edge];
+    const a = this.ends[2 * edge], b = this.ends[2 * edge + 1];
+    const fromA = direction >= 0 || share === 0, fromB = direction <= 0 || share === 1;
+    const reached = this.timesFrom(start, Infinity, [...(fromA ? [a] : []), ...(fromB ? [b] : [])]);
     let best = { time: Infinity, node: -1, entered: 0 };
     /** @param {number} time @param {number} node @param {number} entered */
     const offer = (time, node, entered) => {
       if (time < best.time) best = { time, node, entered };
     };
-    const a = this.ends[2 * edge], b = this.ends[2 * edge + 1];
     if (start.edge === edge && direction * (share - start.share) >= 0) {
       offer(Math.abs(share - start.share) * whole, -1, 0);
     }
-    if (direction >= 0 || share === 0) offer(reached.times[a] + share * whole, a, 0);
-    if (direction <= 0 || share === 1) offer(reached.times[b] + (1 - share) * whole, b, 1);
+    if (fromA) offer(reached.times[a] + share * whole, a, 0);
+    if (fromB) offer(reached.times[b] + (1 - share) * whole, b, 1);
     if (!Number.isFinite(best.time)) return { time: null, ...ends };
     /** @type {Piece[]} */
     const pieces = best.node < 0
