@@ -262,6 +262,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "km from the roads of" in capsys.readouterr().err
     assert run("route", tmp_path, start, end) == 1
     assert "is a directory. Give a vector file" in capsys.readouterr().err
+    for name, text, reason in (
+        ("notes.txt", "no roads", "is no vector file of roads. Give one that ends in .gpkg"),
+        ("empty", "", "is no vector file of roads"),
+        ("coco.json", '[{"image_id": 1}]', "is a list of COCO results. Give a vector file"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert run("route", tmp_path / name, start, end) == 1
+        assert reason in capsys.readouterr().err
     apart = write(tmp_path / "apart.geojson", [SQUARE[0], road((0, 500), (100, 500))])
     far = ",".join(map(str, at(50, 500)))
     assert run("route", apart, start, far) == 1

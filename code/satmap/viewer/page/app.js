@@ -240,7 +240,7 @@ const satmap = (() => {
       if (!state.roads) return;
       drawRoads(layer, drawings.roads, 0, FOUND);
       for (const [name, colour] of [["missed", MISSED], ["false", FALSE]]) {
-        if (drawings[name]) layer.drawLines(drawings[name], { width: atZoom(ROAD_WIDTH, layer.zoom), colour });
+        drawRoads(layer, drawings[name], 0, colour);
       }
       return;
     }
