@@ -18,7 +18,6 @@ of each tile and the peak memory. Each raster is measured in a process of its ow
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -230,7 +229,9 @@ def measure_tiles(path: Path, count: int) -> None:
             f"CPU: median {np.median(cpu):.0f} ms, slowest {cpu.max():.0f} ms",
             flush=True,
         )
-    print(f"  peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    # Not ru_maxrss, which counts the parent's memory before the start of this program.
+    status = Path("/proc/self/status").read_text()
+    print(f"  peak memory {int(status.split('VmHWM:')[1].split()[0]) / 1e6:.2f} GB")
 
 
 def _timed(imagery: Imagery, key: tuple[int, int, int]) -> tuple[float, float]:

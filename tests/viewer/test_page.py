@@ -194,8 +194,8 @@ def test_reachable_roads_are_those_of_satmap_reach(shown: Browser, page: str, fo
     network = read_network(folder / "roads.geojson")
     for place in ([WEST + STEP * 3.2, NORTH - STEP * 4.4], [WEST, NORTH]):
         found = shown.run(
-            "return (await satmap.reach(args[0], [0.2, 1, 3])).found.map(({ minutes, length, sizes })"
-            " => ({ minutes, length, lines: sizes.length }))",
+            "return (await satmap.reach(args[0], [0.2, 1, 3])).found"
+            ".map(({ minutes, length, sizes }) => ({ minutes, length, lines: sizes.length }))",
             place,
         )
         for each in found:
@@ -344,7 +344,7 @@ def test_the_divider_moves_by_mouse_finger_and_keys(shown: Browser, folder: Path
         shown.idle()
         # Without the panel, the label of the divider, and the buttons.
         picture = shown.screenshot()[:, 320:1200].astype(float)
-        return np.asarray((np.abs(picture - orange).max(axis=2) < 12))
+        return np.asarray(np.abs(picture - orange).max(axis=2) < 12)
 
     assert side() == 50
     middle, half = (640, 400), drawn()

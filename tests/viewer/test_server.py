@@ -27,7 +27,7 @@ SIDE = 1500
 
 
 @pytest.fixture(scope="module")
-def imagery(tmp_path_factory: pytest.TempPathFactory) -> Imagery:
+def raster(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("imagery") / "town.tif"
     rows, columns = np.mgrid[:SIDE, :SIDE]
     pixels = np.stack([columns * 254 // SIDE + 1, rows * 254 // SIDE + 1, np.full_like(rows, 9)])
@@ -38,7 +38,12 @@ def imagery(tmp_path_factory: pytest.TempPathFactory) -> Imagery:
     }  # fmt: skip
     with rasterio.open(path, "w", **profile) as file:
         file.write(pixels.astype(np.uint8))
-    return Imagery([path])
+    return path
+
+
+@pytest.fixture(scope="module")
+def imagery(raster: Path) -> Imagery:
+    return Imagery([raster])
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,33 @@ def test_tiles_show_the_imagery_at_all_scales(server: MapServer, imagery: Imager
         assert np.abs(np.median(red - east_of[inside] * 254 / SIDE)) < tolerance
         assert np.abs(np.median(green - south_of[inside] * 254 / SIDE)) < tolerance
     assert ask(server, f"/tiles/{zoom}/0/0.webp") == (204, b"")
+
+
+def test_reduced_copies_give_the_same_tiles(
+    raster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An odd size, and a part without data.
+    path = tmp_path / "odd.tif"
+    with rasterio.open(raster) as file:
+        pixels, profile = file.read()[:, :1401, :1333], file.profile
+    pixels[:, 300:700, :500] = 0
+    with rasterio.open(path, "w", **{**profile, "height": 1401, "width": 1333}) as file:
+        file.write(pixels)
+    plain = Imagery([path])
+    monkeypatch.setattr("satmap.viewer.imagery._REDUCED_PX", 400 * 400)
+    reduced = Imagery([path])
+    reduced.prepare()
+    west, _, _, north = plain.bounds_m
+    for metres in (2.0, 4.5, 9.0, 17.0):
+        side = min(int(2600 / metres), 500)
+        one, other = (
+            each.read(west - 3, north + 5, metres, side, side).astype(int)
+            for each in (plain, reduced)
+        )
+        both = (one[..., 3] > 0) & (other[..., 3] > 0)
+        assert ((one[..., 3] > 0) == (other[..., 3] > 0)).mean() > 0.98
+        assert np.quantile(np.abs(one - other)[both], 0.99) <= 3
+        assert 0.3 < both.mean() < 0.95
 
 
 def test_many_requests_at_once_are_answered(server: MapServer, imagery: Imagery) -> None:

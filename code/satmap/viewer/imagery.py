@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -381,6 +382,7 @@ class _ReducedCopies:
             offset += height * width * 3
         # The file has no name, so it goes with this process.
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._file.truncate(offset)
         strips = range(0, layer.height, _STRIP)
 
@@ -435,6 +437,8 @@ def _needs_copies(layer: Layer) -> bool:
 
 def _halved(pixels: Pixels) -> Pixels:
     """Return the means of 2 x 2 pixels, without those that have no data."""
+    if pixels.any(axis=2).all():
+        return np.asarray(Image.fromarray(pixels).reduce(2))
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0))).astype(np.uint16)
     quads = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2, 3)
