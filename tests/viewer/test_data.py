@@ -29,8 +29,19 @@ def road(x: float = 2.0, y: float = 48.0) -> dict[str, Any]:
 
 def test_an_empty_result_is_refused(tmp_path: Path) -> None:
     path = collection(tmp_path / "empty.geojson")
-    with pytest.raises(SatmapError, match="holds no roads and no buildings"):
+    with pytest.raises(SatmapError, match="no roads and no buildings, so there is nothing to show"):
         read_results([path])
+
+
+def test_an_empty_result_beside_another_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = collection(tmp_path / "roads.geojson", road())
+    empty = collection(tmp_path / "empty.geojson")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["view", str(path), str(empty), "--html", str(tmp_path / "map.html")])
+    assert ended.value.code == 0
+    assert "empty.geojson holds no roads and no buildings" in capsys.readouterr().err
 
 
 def test_results_of_different_places_are_refused(tmp_path: Path) -> None:

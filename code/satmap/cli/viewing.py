@@ -64,6 +64,7 @@ def _view(options: argparse.Namespace) -> int:
     from satmap.viewer.page import make_page, write_page
 
     data = read_results(options.results)
+    report_warnings([f"{path} holds no roads and no buildings" for path in data.empty])
     if options.truth:
         data = compared(data, options.truth, options.results[0])
     imagery = Imagery(options.images) if options.images else None

@@ -72,6 +72,7 @@ class MapData:
         buildings: the buildings.
         network: the roads as a network; None without roads.
         comparison: with a truth; None without.
+        empty: results without roads and buildings.
     """
 
     name: str
@@ -79,6 +80,7 @@ class MapData:
     buildings: Shapes
     network: Network | None
     comparison: "Comparison | None" = None
+    empty: tuple[Path, ...] = ()
 
     @cached_property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -136,19 +138,18 @@ def read_results(paths: Sequence[Path]) -> MapData:
         paths: vector files, or directories of GeoJSON files.
 
     Raises:
-        SatmapError: a result cannot be read, is in pixels, or holds no roads and no buildings; or
-            two results lie far apart.
+        SatmapError: a result cannot be read or is in pixels, none holds roads or buildings, or two
+            results lie far apart.
     """
     roads: list[tuple[Floats, Mapping[str, Any]]] = []
     houses: list[tuple[tuple[Floats, ...], Mapping[str, Any]]] = []
     bounds: list[tuple[Path, Floats]] = []
+    empty: list[Path] = []
     for path in paths:
         lines, surfaces = _read(path)
         if not lines and not surfaces:
-            raise SatmapError(
-                f"{path} holds no roads and no buildings, so there is nothing to show. Check that "
-                "it is the right file."
-            )
+            empty.append(path)
+            continue
         roads += lines
         houses += surfaces
         points = np.concatenate(
@@ -160,6 +161,11 @@ def read_results(paths: Sequence[Path]) -> MapData:
                 "end. View it in a GIS such as QGIS."
             )
         bounds.append((path, np.concatenate([points.min(axis=0), points.max(axis=0)])))
+    if not bounds:
+        raise SatmapError(
+            f"{' and '.join(map(str, paths))}: no roads and no buildings, so there is nothing to "
+            "show. Check that it is the right file."
+        )
     _require_one_place(bounds)
     network = None
     if roads:
@@ -169,6 +175,7 @@ def read_results(paths: Sequence[Path]) -> MapData:
         Shapes(tuple((xy,) for xy, _ in roads), tuple(each for _, each in roads)),
         Shapes(tuple(rings for rings, _ in houses), tuple(each for _, each in houses)),
         network,
+        empty=tuple(empty),
     )
 
 

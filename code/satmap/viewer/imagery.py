@@ -391,8 +391,13 @@ class _ReducedCopies:
             self._write(2, top // 2, layer.read_stretched(box, {}, 2).transpose(1, 2, 0))
 
         with ThreadPoolExecutor(_READERS) as pool:
-            for _ in track(pool.map(reduce, strips), f"reducing {layer.name}", len(strips)):
-                pass
+            try:
+                for _ in track(pool.map(reduce, strips), f"reducing {layer.name}", len(strips)):
+                    pass
+            except BaseException:
+                # Ctrl-C must not wait for all strips.
+                pool.shutdown(cancel_futures=True)
+                raise
         for factor, (height, _, _) in self._factors.items():
             if 2 * factor not in self._factors:
                 break
