@@ -267,16 +267,17 @@ def member_name(fold: int | None, encoder: str, bands: int, decoder: str = "plai
 
 
 class Optimizer(Settings):
-    """Adam or AdamW, with gradients clipped to a global norm.
+    """Adam, AdamW, or SGD with a momentum of 0.9; gradients are clipped to a global norm.
 
     With ``ema_decay`` the exponential moving average of the weights is scored and saved instead of
-    the weights.
+    the weights. ``bias_rate`` is the factor of the learning rate of biases; None for 1.
     """
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    bias_rate: PositiveFloat | None = None
 
 
 class Inference(Settings):

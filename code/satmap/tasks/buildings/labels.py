@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -139,17 +140,19 @@ def ignored_pixels(chip: Chip, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return ignored
 
 
-#: Draws a target, uint8 (h, w) or (h, w, bytes), from polygons and multi-polygons in pixels and the
+#: Draws a target, (h, w) or (h, w, bytes), from polygons and multi-polygons in pixels, given the
 #: height and width.
-Draw = Callable[[Polygons, tuple[int, int]], NDArray[np.uint8]]
+Draw = Callable[[Polygons, tuple[int, int]], NDArray[Any]]
 
 
-def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> EncodedLabel:
+def encode_buildings(
+    chip: Chip, image: NDArray[np.uint8], draw: Draw, ignored: int = IGNORED_BIT
+) -> EncodedLabel:
     """Read the buildings of a chip and draw its ``target``.
 
     ``image``, uint8 (h, w, channels), is the network input, which may differ in size from the file;
     it is 0 in all channels where there is no data. In the target, or its first byte, these pixels
-    are 0, and ignored pixels are ``IGNORED_BIT``. The payload is a list of hexadecimal WKB in
+    are 0, and ignored pixels are ``ignored``. The payload is a list of hexadecimal WKB in
     pixels of the file.
 
     Raises:
@@ -164,7 +167,7 @@ def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> Encode
     bits = target if target.ndim == 2 else target[..., 0]
     # Pixels without image data count as background.
     bits[~image.any(axis=2)] = 0
-    bits[ignored_pixels(chip, (height, width))] = IGNORED_BIT
+    bits[ignored_pixels(chip, (height, width))] = ignored
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},
