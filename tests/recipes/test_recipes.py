@@ -217,7 +217,7 @@ def test_members_that_differ_only_in_the_decoder_have_different_names() -> None:
         "fold0-resnet18-3band", "fold0-resnet18-3band-light",
     ]  # fmt: skip
     content["members"][1] = {**first, "decoder": [1, 1, 1, 1]}
-    with pytest.raises(SatmapError, match="same fold, encoder, bands and kind of decoder"):
+    with pytest.raises(SatmapError, match="same fold, encoder, bands, kind of decoder and area"):
         parse_recipe(yaml.safe_dump(content), "x")
 
 

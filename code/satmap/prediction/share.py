@@ -27,6 +27,7 @@ from satmap.runtime.ranks import Ranks
 from satmap.runtime.workers import BoundedPool, read_ahead
 from satmap.tasks.base import PendingResult, PreparedImage, Task
 from satmap.tasks.dense import DenseTask
+from satmap.weights.members import require_area
 
 #: Number of images that are read before the networks need them.
 READ_AHEAD = 2
@@ -100,6 +101,12 @@ class _NetworkStage:
             pairs = zip(members, self.plan.held_out, strict=True)
             members = [member for member, images in pairs if chip.image_id in images]
         try:
+            fitting = require_area(self.plan.files, chip.aoi)
+            members = [
+                member
+                for member, fits in zip(self.members, fitting, strict=True)
+                if fits and member in members
+            ]
             return self.plan.prepare(index, members)
         except Exception as error:
             return error

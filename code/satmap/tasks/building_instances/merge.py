@@ -122,7 +122,11 @@ class _Pairs:
 
 
 def vote(
-    candidates: Candidates, weights: Floats, whole: Corners, settings: MergeSettings
+    candidates: Candidates,
+    weights: Floats,
+    whole: Corners,
+    settings: MergeSettings,
+    least_score: float,
 ) -> list[Instance]:
     """Suppress candidates, and let all of them vote on the masks of those that stay.
 
@@ -132,7 +136,8 @@ def vote(
         candidates: the candidates of an image.
         weights: (n,), factor of each candidate's vote; a vote also counts by its score.
         whole: rectangle that masks do not exceed.
-        settings: suppression, voting and least score.
+        settings: suppression and voting.
+        least_score: buildings with a lower score are left out.
 
     Returns:
         The buildings, the best ones first. Two cut parts of one building are united.
@@ -144,7 +149,7 @@ def vote(
     # Of the views of one building, one that no window cuts is better than any that one does.
     rank = candidates.scores - candidates.is_cut
     kept = non_maximum_suppression(rank, np.stack([pairs.one[rivals], pairs.other[rivals]]))
-    kept = kept[candidates.scores[kept] >= settings.least_score]
+    kept = kept[candidates.scores[kept] >= least_score]
     kept = kept[np.argsort(-candidates.scores[kept], kind="stable")]
     voters = _voters(kept, pairs, pairs.iou >= settings.voting, len(candidates))
     found = [
@@ -279,7 +284,7 @@ class InstanceDecoder:
     """Turns the buildings of an image, as masks, into outlines.
 
     Attributes:
-        settings: threshold, least areas and outlines.
+        settings: least score and areas, threshold and outlines.
         shape: height and width of the image.
         metres_per_pixel: along x and y.
     """
@@ -294,6 +299,8 @@ class InstanceDecoder:
         They may extend into its surroundings. They do not overlap: a pixel belongs to the building
         with the most votes there.
         """
+        least = self.settings.least_score
+        prediction = [each for each in prediction if each.score >= least]
         found: list[Building] = []
         if not prediction:
             return found

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from satmap.exports import BUILDING_SUFFIXES
 from satmap.networks.cascade_settings import CascadeSettings
@@ -15,6 +15,10 @@ from satmap.tasks.buildings.settings import COCO_SUFFIX
 if TYPE_CHECKING:
     from satmap.data.inventory import Inventory
     from satmap.data.view_angles import ViewAngle
+
+
+#: The settings of merging that may differ between areas.
+TUNED = frozenset({"least_score", "least_px"})
 
 
 class MergeSettings(Settings):
@@ -44,6 +48,29 @@ class MergeSettings(Settings):
     hole_px: float = Field(16, ge=0, le=1e9)
     simplify_px: float = Field(1.0, ge=0, le=100)
     right_angles: bool = False
+
+
+class MergeSettingsByArea(MergeSettings):
+    """Settings of merging with overrides by area of interest.
+
+    Attributes:
+        areas: area to overridden settings, such as ``{AOI_3_Paris: {least_score: 0.5}}``.
+    """
+
+    areas: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    def of(self, area: str) -> MergeSettings:
+        """Return the settings of an area; the common ones if it is not listed."""
+        common = self.model_dump(exclude={"areas"})
+        return MergeSettings(**{**common, **self.areas.get(area, {})})
+
+    @model_validator(mode="after")
+    def _each_makes_sense(self) -> Self:
+        for area, changed in self.areas.items():
+            self.of(area)
+            if others := sorted(set(changed) - TUNED):
+                raise ValueError(f"areas.{area}: {others[0]} is the same in all areas")
+        return self
 
 
 class InstanceLosses(TaskLosses):
@@ -89,7 +116,7 @@ class InstanceTaskSettings(TaskSettings):
     network: CascadeSettings = CascadeSettings()
     input_px: int | None = Field(None, ge=64)
     least_px: float = Field(4.0, ge=1)
-    vectorizer: MergeSettings = MergeSettings()
+    vectorizer: MergeSettingsByArea = MergeSettingsByArea()
 
     def find_images(
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
@@ -98,7 +125,7 @@ class InstanceTaskSettings(TaskSettings):
         from satmap.data.layouts.building_challenges import find_building_images
         from satmap.data.layouts.own_chips import find_cut_chips
 
-        return find_cut_chips(directories, self.name) or find_building_images(
+        return find_cut_chips(directories, "buildings") or find_building_images(
             directories, bands, view_angle
         )
 

@@ -17,7 +17,7 @@ from satmap.data.chip import Chip
 from satmap.data.crops import CachedChip, Geometry, read_crop
 from satmap.data.imagery import RGB, ImageInfo
 from satmap.errors import SatmapError
-from satmap.evaluation.metrics.building_f1 import match_buildings
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings
 from satmap.networks.cascade import CascadeNetwork, Detections
 from satmap.networks.encoders import build_encoder
 from satmap.networks.ensemble import EnsembleMember, Symmetry
@@ -32,10 +32,12 @@ from satmap.tasks.building_instances.merge import (
     vote,
 )
 from satmap.tasks.building_instances.settings import InstanceLosses, InstanceTaskSettings
+from satmap.tasks.building_instances.tuning import tune_instances
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.outputs import BuildingOutputs, BuildingScore, true_buildings
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.instances import InstanceTask, WindowCandidates
+from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Polygons
 from satmap.weights.network_files import load_pretrained_encoder
 from satmap.weights.tensor_file import mismatch, read_tensors
@@ -156,7 +158,8 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         info = ImageInfo(chip.path, RGB, width, height, chip.shape[2], "uint8", None)
         image = PreparedImage(info, pixels, [EnsembleMember(network)], chip.metres_per_pixel, ())
         found = self.merge(self.find(image, device, symmetries=1))
-        decoder = InstanceDecoder(self.recipe.task.vectorizer, chip.size, chip.metres_per_pixel)
+        settings = self.recipe.task.vectorizer.of(group_of(chip.image_id))
+        decoder = InstanceDecoder(settings, chip.size, chip.metres_per_pixel)
         rows = [BuildingRow(b.polygon, b.confidence) for b in decoder.decode(found)]
         return BuildingScore(match_buildings(true_buildings(chip), rows).counts, rows)
 
@@ -211,16 +214,22 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
             parts.append(Candidates(each.found.boxes, each.found.scores, each.found.masks, cut))
         joined = Candidates.join(parts, self.recipe.task.network.drawn_px)
         weights = np.repeat([float(each.votes) for each in candidates], [len(p) for p in parts])
-        return vote(joined, weights, whole, self.recipe.task.vectorizer)
+        settings = self.recipe.task.vectorizer
+        least = min(settings.of(area).least_score for area in ("", *settings.areas))
+        return vote(joined, weights, whole, settings, least)
 
     def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> InstanceDecoder:  # type: ignore[override]
         """Return the decoder that draws the outlines of buildings."""
         place = chip.image.georeference
         return InstanceDecoder(
-            self.recipe.task.vectorizer,
+            self.recipe.task.vectorizer.of(group_of(chip.image_id)),
             (chip.image.height, chip.image.width),
             place.metres_per_pixel if place else (1.0, 1.0),
         )
+
+    def tune(self, request: TuningRequest) -> Tuning:
+        """Fit least score and least area per area of interest to a submission, by F1."""
+        return tune_instances(request, self.recipe.task.vectorizer)
 
 
 def _draw(chip: Chip, outlines: Polygons, shape: tuple[int, int]) -> NDArray[np.uint16]:
