@@ -86,7 +86,9 @@ class CascadeNetwork(nn.Module):
         if settings.pyramid:
             self._strides = [stride for stride in encoder.strides if stride >= _FINEST]
             width = settings.pyramid
-            self.pyramid = FeaturePyramidNetwork([named[s] for s in self._strides], width)
+            self.pyramid = FeaturePyramidNetwork(
+                [named[s] for s in self._strides], width, norm_layer=nn.BatchNorm2d
+            )
         else:
             self._strides, width = [_SINGLE], named[_SINGLE]
             # Deeper stages are not used.
@@ -100,7 +102,7 @@ class CascadeNetwork(nn.Module):
             )
         self.proposals = ProposalNetwork(width, settings)
         names = [str(stride) for stride in self._strides]
-        self.align = MultiScaleRoIAlign(names, settings.warp_px, sampling_ratio=2)
+        self.align = MultiScaleRoIAlign(names, settings.warp_px, settings.samples)
         self.mask = _mask_head(width, settings)
         features = width * _BOX_PX**2
         self.box_path = _two_layers(features, settings.box_width)
@@ -222,7 +224,7 @@ class CascadeNetwork(nn.Module):
         for found in rounds:
             scores = found.mask_building.sigmoid()
             if found.quality is not None:
-                scores = scores * found.quality.sigmoid()
+                scores = found.building.sigmoid() * found.quality.sigmoid()
             chosen = scores >= _LEAST_SCORE
             masks = self._drawn(found, chosen, fine, sizes).sigmoid()
             kept = [int(each.sum()) for each in torch.split(chosen, counts)]

@@ -68,6 +68,7 @@ class CascadeSettings(Settings):
         sampling: the boxes that it learns from.
         warp_px: side of the grid that the features of a box are resampled to.
         feature_px: side of the grid after max-pooling.
+        samples: samples per cell of the grid and direction.
         mask: fully connected layers, as in the reference, or convolutions.
         mask_px: side of the mask's grid.
         mask_width: width of the mask's layers.
@@ -77,7 +78,8 @@ class CascadeSettings(Settings):
         rounds: number of rounds with the same weights; the second one is on the moved boxes.
         refine: whether a fine feature sharpens masks, at twice the side of the grid.
         quality: whether the network predicts the intersection over union of every mask with its
-            building.
+            building. The score of a building is then that of its box times the quality, else that
+            of its mask.
         threshold: mask probability from which a pixel belongs to a building.
     """
 
@@ -88,6 +90,7 @@ class CascadeSettings(Settings):
     sampling: BoxSettings = BoxSettings()
     warp_px: int = Field(28, ge=7)
     feature_px: int = Field(14, ge=7)
+    samples: PositiveInt = 2
     mask: Literal["dense", "convolutional"] = "dense"
     mask_px: int = Field(21, ge=7, le=112)
     mask_width: PositiveInt = 256
