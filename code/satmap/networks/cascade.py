@@ -37,8 +37,6 @@ _BOX_PX = 7
 _FINE_WIDTH = 16
 # A box whose mask has at least this intersection over union with its building is a building.
 _MASK_IOU = 0.5
-# Detections with lower scores are left out.
-_LEAST_SCORE = 0.05
 # Sides of predicted boxes are at least this long, pixels.
 _LEAST_SIDE = 1.0
 
@@ -215,25 +213,24 @@ class CascadeNetwork(nn.Module):
         boxes: list[Tensor],
         sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        counts = [len(each) for each in boxes]
-        rounds = [self._round(features, fine, boxes, sizes)]
-        for _ in range(1, self.settings.rounds):
-            boxes = self._moved(rounds[-1], sizes)
-            rounds.append(self._round(features, fine, boxes, sizes))
         parts: list[list[Detections]] = [[] for _ in boxes]
-        for found in rounds:
+        for number in range(self.settings.rounds):
+            found = self._round(features, fine, boxes, sizes)
             scores = found.mask_building.sigmoid()
             if found.quality is not None:
                 scores = found.building.sigmoid() * found.quality.sigmoid()
-            chosen = scores >= _LEAST_SCORE
+            chosen = scores >= self.settings.least_score
             masks = self._drawn(found, chosen, fine, sizes).sigmoid()
-            kept = [int(each.sum()) for each in torch.split(chosen, counts)]
-            in_image = torch.split(chosen, counts)
+            in_image = torch.split(chosen, [len(each) for each in boxes])
+            kept = [int(each.sum()) for each in in_image]
             score_of, mask_of = torch.split(scores[chosen], kept), torch.split(masks, kept)
             for part, of_image, use, score, mask in zip(
-                parts, found.boxes, in_image, score_of, mask_of, strict=True
+                parts, boxes, in_image, score_of, mask_of, strict=True
             ):
                 part.append(Detections(of_image[use], score, mask))
+            if number + 1 < self.settings.rounds:
+                moved = self._moved(found, sizes)
+                boxes = [each[use] for each, use in zip(moved, in_image, strict=True)]
         return [
             Detections(
                 torch.cat([each.boxes for each in part]),

@@ -80,6 +80,7 @@ class CascadeSettings(Settings):
         quality: whether the network predicts the intersection over union of every mask with its
             building. The score of a building is then that of its box times the quality, else that
             of its mask.
+        least_score: boxes with a lower score are left out of the result and of further rounds.
         threshold: mask probability from which a pixel belongs to a building.
     """
 
@@ -100,6 +101,7 @@ class CascadeSettings(Settings):
     rounds: int = Field(2, ge=1, le=4)
     refine: bool = False
     quality: bool = False
+    least_score: float = Field(0.0, ge=0, lt=1)
     threshold: float = Field(0.4, gt=0, lt=1)
 
     @model_validator(mode="after")
