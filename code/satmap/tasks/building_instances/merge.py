@@ -156,7 +156,24 @@ def vote(
         _average(candidates, weights, each, int(index), whole)
         for index, each in zip(kept, voters, strict=True)
     ]
-    return _united(found, candidates.is_cut[kept], settings)
+    return _apart(_united(found, candidates.is_cut[kept], settings), settings)
+
+
+def _apart(found: list[Instance], settings: MergeSettings) -> list[Instance]:
+    """Drop buildings that share too much with a better one; the best ones come first."""
+    if settings.overlap >= 1 or len(found) < 2:
+        return found
+    pairs = _Pairs(np.array([each.box for each in found], np.float64))
+    rivals = np.array(
+        [
+            _overlap(found[a], found[b], settings.threshold) > settings.overlap
+            for a, b in zip(pairs.one.tolist(), pairs.other.tolist(), strict=True)
+        ],
+        np.bool_,
+    )
+    scores = np.array([each.score for each in found])
+    kept = non_maximum_suppression(scores, np.stack([pairs.one[rivals], pairs.other[rivals]]))
+    return [found[index] for index in kept.tolist()]
 
 
 def _voters(kept: Ints, pairs: _Pairs, near: NDArray[np.bool_], count: int) -> list[Ints]:

@@ -29,6 +29,8 @@ class MergeSettings(Settings):
             one becomes a building.
         voting: all candidates whose boxes have at least this intersection over union with that of a
             building vote on its mask.
+        overlap: of two buildings whose masks share more than this part of the smaller one, the
+            better one stays; 1 keeps both.
         threshold: share of the votes from which a pixel belongs to the building.
         least_score: buildings with a lower score are dropped, 0..1.
         most: number of candidates, those with the best scores, that each network keeps per window
@@ -41,6 +43,7 @@ class MergeSettings(Settings):
 
     suppression: float = Field(0.3, gt=0, le=1)
     voting: float = Field(0.5, gt=0, le=1)
+    overlap: float = Field(1.0, gt=0, le=1)
     threshold: float = Field(0.4, gt=0, lt=1)
     least_score: float = Field(0.3, ge=0, le=1)
     most: PositiveInt = 600
