@@ -15,7 +15,6 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from satmap.networks.cascade import (
     CascadeNetwork,
-    Detections,
     mask_ious,
     truth_in_boxes,
 )
@@ -145,7 +144,7 @@ class Seen:
 # Masks
 
 
-def covered(instances: Values, box: Values, label: int, side: int, points: int = 2) -> Values:
+def covered(instances: NDArray[Any], box: Values, label: int, side: int, points: int = 2) -> Values:
     """Return the share of a building in every cell, from ``points`` squared samples of each."""
     height, width = instances.shape
     left, top, right, bottom = box
@@ -367,14 +366,14 @@ def test_the_second_round_has_the_moved_boxes() -> None:
     seen = Seen(network)
     (found,) = network(noise())
     wide = 20 * math.exp(0.4)
-    expected = [
+    expected: list[list[float]] = [
         [32 - wide / 2, 16, 32 + wide / 2, 56],
         # The centre moves from (56, 7) to (57.2, 5); 12 e^.4 = 17.9 wide; 20 high.
         [57.2 - 6 * math.exp(0.4), 0, 64, 15],
     ]
     assert np.allclose(seen.boxes(1)[0], expected, atol=1e-4)
     # Detections are those of both rounds.
-    first = [[20, 30, 40, 50], [50, 2, 62, 12]]
+    first = [[20.0, 30, 40, 50], [50.0, 2, 62, 12]]
     assert np.allclose(found.boxes.numpy(), [*first, *expected], atol=1e-4)
     assert found.scores.tolist() == [0.5] * 4
     single = cascade(REFERENCE, [BOXES], rounds=1).eval()
@@ -510,7 +509,7 @@ def plain_losses(
     def over(pairs: list[tuple[Any, Any]]) -> float:
         return entropy(*(np.array([pair[k] for pair in pairs], np.float64) for k in (0, 1)))
 
-    assert not chosen or 0 < sum(good)
+    assert not chosen or sum(good) > 0
     losses = {
         "mask": over(coarse),
         "building": entropy(outputs["building"][:, 0], np.array(positive)),
@@ -541,13 +540,11 @@ def test_losses_against_a_plain_computation(
         for layer in (network.building, network.mask_building):
             nn.init.normal_(layer.weight, std=1)
         nn.init.normal_(network.move.weight, std=2)
-        for part in (network.mask, network.refine):
+        for part in filter(None, (network.mask, network.refine)):
             last = [layer for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
             nn.init.normal_(last[-1].weight, std=0.3)
             assert last[-1].bias is not None
             last[-1].bias.fill_(0.4)
-            if network.refine is None:
-                break
     seen = Seen(network)
     losses = network(noise(2), [true, none[0]], [instances, none[1]])
 
@@ -659,7 +656,7 @@ def test_features_do_not_depend_on_the_padding(
         seen = Seen(network)
         network(each)
         features.append(seen.outputs["align"][0])
-    assert torch.allclose(*features, atol=1e-5)
+    assert torch.allclose(features[0], features[1], atol=1e-5)
 
 
 def test_an_image_does_not_change_later_ones() -> None:
@@ -716,8 +713,9 @@ def test_images_of_a_batch_are_found_as_alone(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize("content", [REFERENCE, OURS], ids=["reference", "ours"])
 def test_images_without_any_proposal(content: dict[str, Any]) -> None:
     side = 28 if content is OURS else 7
-    for boxes in ([[]], [[], []], [[], BOXES], [BOXES, []]):
-        network = cascade(content, cast(list[list[Box]], boxes)).eval()
+    cases: list[list[list[Box]]] = [[[]], [[], []], [[], BOXES], [BOXES, []]]
+    for boxes in cases:
+        network = cascade(content, boxes).eval()
         for found, given_boxes in zip(network(noise(len(boxes))), boxes, strict=True):
             count = 2 * len(given_boxes)
             assert found.boxes.shape == (count, 4)
@@ -726,7 +724,7 @@ def test_images_without_any_proposal(content: dict[str, Any]) -> None:
 
 
 def test_sizes_of_the_levels_must_fit() -> None:
-    with pytest.raises(ValueError, match="averages has 4 levels.*not 3"):
+    with pytest.raises(ValueError, match=r"averages has 4 levels.*not 3"):
         cascade(OURS, anchors=((8,), (16,), (32,)))
 
 
@@ -794,8 +792,9 @@ def test_every_encoder_builds_a_cascade(name: str) -> None:
         ours = CascadeNetwork(encoder, pyramid)
     assert reference.in_channels == ours.in_channels == 8
     width = dict(zip(encoder.strides, encoder.channels, strict=True))[16]
-    assert reference.mask[1].weight.shape == (256, width * 14 * 14)
-    assert reference.mask[3].weight.shape == (441, 256)
-    assert reference.box_path[0].weight.shape == (4096, width * 49)
+    mask, path = cast(nn.Sequential, reference.mask), reference.box_path
+    assert mask[1].weight.shape == (256, width * 14 * 14)
+    assert mask[3].weight.shape == (441, 256)
+    assert path[0].weight.shape == (4096, width * 49)
     assert [reference.building.in_features, reference.move.out_features] == [8192, 4]
     assert len(ours.pyramid.inner_blocks) == 4

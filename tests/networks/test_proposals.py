@@ -4,6 +4,7 @@ Everything is compared with values worked out by hand or with slow loops.
 """
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from satmap.networks.proposals import (
 )
 
 Box = tuple[float, float, float, float]
+Boxes = Sequence[Box | tuple[float, int, int, int]]
 
 
 def proposals_of(
@@ -60,7 +62,7 @@ def iou(one: Box | list[float], other: Box | list[float]) -> float:
 
 
 def assigned(
-    network: ProposalNetwork, anchors: list[Box], truth: list[Box], instances: Tensor
+    network: ProposalNetwork, anchors: Boxes, truth: Boxes, instances: Tensor
 ) -> tuple[list[float], Tensor]:
     """Return the labels of anchors, and their buildings."""
     target = {"boxes": torch.tensor(truth).reshape(-1, 4), "instances": instances}
@@ -269,7 +271,7 @@ def test_at_most_half_of_the_anchors_in_the_loss_are_positive() -> None:
     _, losses = network(images, {"16": torch.zeros(1, 4, 8, 8)}, [target])
     (gradient,) = torch.autograd.grad(losses["loss_objectness"], [head.logits])
     # Probabilities of positive anchors are to rise, those of negative ones to fall.
-    assert ((gradient < 0).sum(), (gradient > 0).sum()) == (4, 4)
+    assert [int((gradient < 0).sum()), int((gradient > 0).sum())] == [4, 4]
 
 
 @pytest.mark.parametrize("why", ["ignored", "larger than the image"])
@@ -332,7 +334,7 @@ def counted(boxes: Tensor, truth: list[Box]) -> tuple[int, int, int]:
 
 
 def sampled(
-    proposals: list[Box], truth: list[Box], instances: Tensor = LAND, **settings: object
+    proposals: Sequence[Box], truth: Sequence[Box], instances: Tensor = LAND, **settings: object
 ) -> Tensor:
     """Sample 20 boxes, unless the settings differ."""
     chosen = BoxSettings.model_validate({"boxes": 20, **settings})
@@ -352,8 +354,8 @@ def test_positive_near_and_far_boxes_have_their_shares() -> None:
     assert len({tuple(box) for box in found.tolist()}) == 20
     # The defaults are those of the reference: 19 of 64; of the other 45, 38 are near.
     assert counted(sampled(every, [TRUTH], boxes=64), [TRUTH]) == (19, 38, 7)
-    other = {"positive_share": 0.5, "near_share": 0.5}
-    assert counted(sampled(every, [TRUTH], **other), [TRUTH]) == (10, 5, 5)
+    halves = sampled(every, [TRUTH], positive_share=0.5, near_share=0.5)
+    assert counted(halves, [TRUTH]) == (10, 5, 5)
 
 
 def test_boxes_are_chosen_at_random() -> None:

@@ -181,8 +181,8 @@ def test_buildings_below_the_least_score_are_dropped() -> None:
     assert [each.score for each in found] == [0.8, 0.3]
     assert voted(candidates_of(apart, [0.1] * 3)) == []
     # Such candidates vote all the same.
-    (one,) = voted(candidates_of([apart[0]] * 2, [0.6, 0.2], [np.zeros((8, 8), np.uint8),
-                                                              np.full((8, 8), 255, np.uint8)]))  # fmt: skip
+    empty, full = np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
+    (one,) = voted(candidates_of([apart[0]] * 2, [0.6, 0.2], [empty, full]))
     assert one.probability == pytest.approx(0.25)
 
 
@@ -416,8 +416,8 @@ def test_buildings_may_extend_beyond_the_image() -> None:
 def overlaps(found: Sequence[Building]) -> float:
     """Return the area that buildings share."""
     shapes = [building.polygon for building in found]
-    return sum(shapely.area(shapely.intersection(a, b)) for k, a in enumerate(shapes)
-               for b in shapes[:k])  # fmt: skip
+    pairs = [(one, other) for k, one in enumerate(shapes) for other in shapes[:k]]
+    return float(sum(one.intersection(other).area for one, other in pairs))
 
 
 @pytest.mark.parametrize("tolerance", [0, 1])

@@ -1,6 +1,7 @@
 """Targets of buildings as instances: labels of every kind, and the parts of crops."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def test_parts_by_hand() -> None:
     target[5:9, 9:15] = 12
     target[5:9, 11:13] = IGNORED
     instances, boxes = find_parts(target, 4)
-    assert (instances.dtype, boxes.dtype) == (np.int32, np.float32)
+    assert instances.dtype == np.int32
+    assert boxes.dtype == np.float32
     expected = [
         (1, 1, 5, 4), (8, 1, 12, 3), (1, 4, 5, 8), (9, 5, 11, 9), (13, 5, 15, 9), (5, 8, 7, 10)
     ]  # fmt: skip
@@ -121,7 +123,8 @@ def test_buildings_are_numbered_and_keep_holes(tmp_path: Path) -> None:
     yard: list[Ring] = [square(10, 10, 20)[0], square(15, 15, 6)[0]]
     label = encoded(tmp_path, [yard, square(30, 10, 15), square(60, 60, 8)])
     target = label.arrays["target"]
-    assert (target.dtype, target.shape) == (np.uint16, (96, 96))
+    assert target.dtype == np.uint16
+    assert target.shape == (96, 96)
     assert sizes(target) == {1: 400 - 36, 2: 225, 3: 64}
     assert (target[10:25, 30:45] == 2).all()
     assert (target[15:21, 15:21] == 0).all()
@@ -171,7 +174,7 @@ def test_buildings_outside_the_image(tmp_path: Path) -> None:
 def test_self_intersecting_buildings(tmp_path: Path) -> None:
     # A bow tie of two triangles, and a square whose border runs around twice.
     bow: list[Ring] = [[(10, 10), (40, 40), (40, 10), (10, 40)]]
-    twice: list[Ring] = [square(60, 60, 20)[0] * 2]
+    twice: list[Ring] = [[*square(60, 60, 20)[0]] * 2]
     label = encoded(tmp_path, [bow, twice])
     first, second = shapely.from_wkb(label.payload)
     assert first.is_valid and second.is_valid
@@ -221,7 +224,7 @@ def test_pixels_without_data_and_ignored_ones(tmp_path: Path) -> None:
     assert shapely.area(shapely.from_wkb(half.payload)) == pytest.approx([900])
 
 
-def cached(root: Path, buildings: dict[int, list[list[Ring]]]) -> CachedChip:
+def cached(root: Path, buildings: dict[int, Sequence[Sequence[Ring]]]) -> CachedChip:
     write_coco(root / "coco", buildings)
     (chip,) = find_building_images([root / "coco"]).chips
     return prepare_chip(chip, root / "cache", StretchSettings(), instance_task())
@@ -233,7 +236,8 @@ def test_crops_and_batches(tmp_path: Path) -> None:
     unchanged = Geometry((32, 32))
     sample = task.crop(chip, unchanged, 64, 3)
     assert sample["image"].shape == (3, 64, 64)
-    assert (sample["instances"].dtype, sample["boxes"].dtype) == (np.int32, np.float32)
+    assert sample["instances"].dtype == np.int32
+    assert sample["boxes"].dtype == np.float32
     # The second building is cut: 4 x 4 pixels.
     assert sample["boxes"].tolist() == [[10, 10, 40, 40], [60, 60, 64, 64]]
     batch = task.collate([sample, {**sample, "boxes": sample["boxes"][:0]}])
