@@ -429,7 +429,9 @@ def test_detections_have_their_scores_and_masks() -> None:
 
     ours = cascade(OURS, [BOXES]).eval()
     assert ours.quality is not None
-    fix(ours.mask_building, math.log(0.6 / 0.4))
+    # That of the box counts, times the quality.
+    fix(ours.building, math.log(0.6 / 0.4))
+    fix(ours.mask_building, -20)
     fix(ours.quality, math.log(0.5 / 0.5))
     seen = Seen(ours)
     (found,) = ours(noise())
@@ -639,6 +641,19 @@ def test_features_of_a_box_are_those_of_its_place() -> None:
     steps = (np.arange(14) + 0.5) / 14
     assert np.allclose(found[0].numpy(), np.tile(24 + 20 * steps, (14, 1)), atol=1e-3)
     assert np.allclose(found[1].numpy(), np.tile(20 + 16 * steps, (14, 1)).T, atol=1e-3)
+
+
+def test_small_boxes_are_not_enlarged() -> None:
+    # The columns of a box of half a cell, as above.
+    network = cascade(REFERENCE, [[(24.0, 20.0, 32.0, 40.0)]], warp_px=14, feature_px=14).eval()
+    seen = Seen(network)
+    with torch.no_grad():
+        for stage in network.encoder.stages:
+            weight = cast(nn.Conv2d, cast(nn.Sequential, stage)[1]).weight
+            weight.copy_(torch.eye(*weight.shape[:2])[:, :, None, None])
+    network((torch.arange(SIDE) + 0.5).expand(1, 3, SIDE, SIDE))
+    row = seen.outputs["align"][0][0, 0, 0]
+    assert (row[-1] - row[0]).item() == pytest.approx(8 * 13 / 14, abs=1e-3)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (40, 64), (64, 40), (33, 100), (20, 90)])

@@ -56,7 +56,7 @@ def voted(
     settings: MergeSettings = SETTINGS,
 ) -> list[Instance]:
     every = np.ones(len(candidates)) if weights is None else np.array(weights, np.float64)
-    return vote(candidates, every, whole, settings)
+    return vote(candidates, every, whole, settings, settings.least_score)
 
 
 def iou(one: Box | Values, other: Box | Values) -> float:
@@ -180,6 +180,11 @@ def test_buildings_below_the_least_score_are_dropped() -> None:
     found = voted(candidates_of(apart, [0.29, 0.3, 0.8]))
     assert [each.score for each in found] == [0.8, 0.3]
     assert voted(candidates_of(apart, [0.1] * 3)) == []
+    # The decoder may be stricter, as thresholds depend on the place.
+    strict = MergeSettings(least_score=0.5)
+    square = np.ones((9, 9))
+    decoded = drawn((10, 10, square, 0.5), (40, 10, square, 0.49), settings=strict)
+    assert [each.confidence for each in decoded] == [0.5]
     # Such candidates vote all the same.
     empty, full = np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
     (one,) = voted(candidates_of([apart[0]] * 2, [0.6, 0.2], [empty, full]))

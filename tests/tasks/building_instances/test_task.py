@@ -19,6 +19,7 @@ from satmap.networks.cascade import CascadeNetwork, Detections
 from satmap.networks.cascade_settings import CascadeSettings
 from satmap.networks.encoders import Encoder
 from satmap.networks.ensemble import SYMMETRIES, EnsembleMember, Symmetry
+from satmap.networks.layers import without_values
 from satmap.networks.unet import UNet
 from satmap.rasters.scene import Box
 from satmap.recipes.schema import load_recipe, parse_recipe
@@ -286,8 +287,17 @@ def test_wrong_numbers_of_levels_are_refused_as_a_fault_of_the_recipe() -> None:
 
 def test_defaults_are_those_of_the_reference() -> None:
     settings, losses = CascadeSettings(), InstanceLosses()
-    assert settings.anchors == ((128, 256, 512),)
-    assert (settings.proposals.train, settings.proposals.test) == ((12000, 300), (6000, 300))
+    proposals = settings.proposals
+    assert [*settings.anchors] == [(128, 256, 512)]
+    assert [proposals.train, proposals.test] == [(12000, 300), (6000, 300)]
+    assert [proposals.suppression, proposals.positive_iou, proposals.negative_iou] == [
+        0.7,
+        0.7,
+        0.3,
+    ]
+    assert [proposals.batch, proposals.least_px, proposals.inside_only] == [256, 16, True]
+    # The original had one sample per cell.
+    assert settings.samples > 1
     assert (settings.warp_px, settings.feature_px, settings.mask_px) == (28, 14, 21)
     assert (settings.mask_width, settings.box_width, settings.rounds) == (256, 4096, 2)
     assert settings.loss_parts == (
@@ -306,14 +316,32 @@ def test_mixup_and_rounds_are_refused() -> None:
         parse_recipe(recipe_text(rounds=[{"share": 0.5}]), "test")
 
 
-@pytest.mark.parametrize("name", ["small-mnc", "small-cascade"])
+@pytest.mark.parametrize(
+    "name", ["mnc-buildings", "cascade-buildings", "small-mnc", "small-cascade"]
+)
 def test_shipped_recipes_build_their_networks(name: str) -> None:
     recipe = load_recipe(name)
     task = task_of(recipe)
     assert isinstance(task, BuildingInstanceTask)
-    network = task.build_network(recipe.members[0])
+    for member in recipe.members:
+        with without_values():
+            network = task.build_network(member)
+        assert network.in_channels == member.bands
     assert set(task.loss_parts) <= set(InstanceLosses.model_fields)
-    assert network.in_channels == 3
+
+
+def test_the_reference_is_trained_as_described() -> None:
+    recipe = load_recipe("mnc-buildings")
+    assert recipe.task.network == CascadeSettings()
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.weight_decay, optimizer.bias_rate) == ("sgd", 5e-4, 2)
+    assert not recipe.augmentation.flips
+    for member in recipe.members:
+        (only,) = member.stages
+        assert (member.encoder, only.freeze_encoder_stages) == ("vgg16", 2)
+        assert only.freeze_encoder_epochs == only.epochs
+        assert (only.batch, only.accumulation) == (1, 8)
+        assert member.losses == InstanceLosses()
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
