@@ -413,7 +413,7 @@ def test_the_second_round_teaches_no_boxes_to_the_first() -> None:
 
 
 def test_detections_have_their_scores_and_masks() -> None:
-    plain = cascade(REFERENCE, [BOXES]).eval()
+    plain = cascade(REFERENCE, [BOXES], least_score=0.05).eval()
     fix(plain.mask_building, math.log(0.06 / 0.94))
     fix(plain.building, -20)
     fix(mask_layer(plain), *[math.log(3)] * 49)
@@ -442,6 +442,44 @@ def test_detections_have_their_scores_and_masks() -> None:
     expected = torch.from_numpy(np.stack([bilinear(each, 28) for each in logits])).sigmoid()
     assert torch.allclose(found.masks.double(), expected, atol=1e-5)
     assert found.masks.std() > 0
+
+
+@pytest.mark.parametrize("content", [REFERENCE, OURS], ids=["reference", "ours"])
+def test_boxes_with_low_scores_are_left_out(content: dict[str, Any]) -> None:
+    def network_of(least: float) -> CascadeNetwork:
+        network = cascade(content, [BOXES, BOXES[:2], []], least_score=least).eval()
+        torch.manual_seed(5)
+        for layer in (network.building, network.mask_building, network.move):
+            nn.init.normal_(layer.weight, std=2)
+        return network
+
+    every = network_of(0)
+    seen = Seen(every)
+    found = every(noise(3))
+    counts = [3, 2, 0]
+    first = torch.cat([each.scores[:count] for each, count in zip(found, counts, strict=True)])
+    # Between the second and the third best score.
+    least = float(first.sort(descending=True).values[1:3].mean())
+    codes = torch.split(seen.outputs["move"][0].double(), counts)
+    strict = network_of(least)
+    again = Seen(strict)
+    for image, (whole, part) in enumerate(zip(found, strict(noise(3)), strict=True)):
+        count = counts[image]
+        good = whole.scores[:count] >= least
+        # Only the good boxes of the first round are moved.
+        after = [
+            clipped(moved(box, code), SIDE, SIDE)
+            for box, code in zip(
+                whole.boxes[:count][good].double().numpy(), codes[image][good].numpy(), strict=True
+            )
+        ]
+        expected = np.array(after).reshape(-1, 4)
+        assert np.allclose(again.boxes(1)[image], expected, atol=1e-3)
+        assert torch.equal(part.boxes[: len(after)], whole.boxes[:count][good])
+        second = whole.scores[count:][good]
+        both = torch.cat([whole.scores[:count][good], second[second >= least]])
+        assert torch.allclose(part.scores, both)
+    assert sum(len(boxes) for boxes in again.boxes(1)) == 2
 
 
 # Losses
