@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from satmap.errors import SatmapError
 from satmap.networks.cascade import (
     CascadeNetwork,
     mask_ious,
@@ -743,7 +744,7 @@ def test_images_of_a_batch_are_found_as_alone(content: dict[str, Any]) -> None:
     together = seen.inputs["align"][0][1]
     for image in images:
         network(image)
-    for boxes, (_, alone, _) in zip(together, seen.inputs["align"][2::2], strict=True):
+    for boxes, (_, alone) in zip(together, seen.inputs["align"][2::2], strict=True):
         assert 8 < len(boxes) == len(alone[0])
         # Equal scores have no order. Convolutions of the pyramid spill over the border.
         distances = (boxes[:, None] - alone[0]).abs().amax(dim=2)
@@ -777,7 +778,7 @@ def test_images_without_any_proposal(content: dict[str, Any]) -> None:
 
 
 def test_sizes_of_the_levels_must_fit() -> None:
-    with pytest.raises(ValueError, match=r"averages has 4 levels.*not 3"):
+    with pytest.raises(SatmapError, match=r"averages has 4 levels.*not 3"):
         cascade(OURS, anchors=((8,), (16,), (32,)))
 
 

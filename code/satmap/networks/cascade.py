@@ -18,11 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops import FeaturePyramidNetwork, roi_align
 
-from satmap.networks.cascade_settings import QUALITY, REFINED, CascadeSettings
+from satmap.errors import SatmapError
+from satmap.networks.cascade_settings import MAPS, QUALITY, REFINED, CascadeSettings
 from satmap.networks.encoders import Encoder
-from satmap.networks.proposals import ProposalNetwork, make_image_list, match_boxes, sample_boxes
+from satmap.networks.proposals import (
+    ProposalNetwork,
+    is_usable,
+    make_image_list,
+    match_boxes,
+    sample_boxes,
+)
+from satmap.networks.unet import DECODER_WIDTHS, UNet
 
 #: Image sides are padded to a multiple of this.
 STRIDE = 32
@@ -71,11 +79,19 @@ class _Round:
 class CascadeNetwork(nn.Module):
     """Network of the task ``instances``.
 
-    In training it returns the parts of the loss by name, without weights. Otherwise it returns
+    In training it returns the parts of the loss by name, without weights, and the logits of
+    probability maps as ``maps`` if it has them. Otherwise it returns
     :class:`Detections` per image: those of all rounds with a score that counts.
     """
 
-    def __init__(self, encoder: Encoder, settings: CascadeSettings) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: CascadeSettings,
+        widths: Sequence[int] = DECODER_WIDTHS,
+        decoder: str = "plain",
+    ) -> None:
+        """Build an untrained cascade; ``widths`` and ``decoder`` are those of probability maps."""
         super().__init__()
         self.settings = settings
         self.encoder = encoder
@@ -90,17 +106,17 @@ class CascadeNetwork(nn.Module):
         else:
             self._strides, width = [_SINGLE], named[_SINGLE]
             # Deeper stages are not used.
-            self._stages = encoder.strides.index(_SINGLE) + 1
+            if not settings.maps:
+                self._stages = encoder.strides.index(_SINGLE) + 1
             for stage in encoder.stages[self._stages :]:
                 stage.requires_grad_(False)
         if len(settings.anchors) != len(self._strides):
-            raise ValueError(
+            raise SatmapError(
                 f"the encoder {encoder.name} has {len(self._strides)} levels, so the network needs "
                 f"as many lists of anchors, not {len(settings.anchors)}"
             )
         self.proposals = ProposalNetwork(width, settings)
-        names = [str(stride) for stride in self._strides]
-        self.align = MultiScaleRoIAlign(names, settings.warp_px, settings.samples)
+        self.align = _BoxFeatures(self._strides, settings.warp_px, settings.samples)
         self.mask = _mask_head(width, settings)
         features = width * _BOX_PX**2
         self.box_path = _two_layers(features, settings.box_width)
@@ -110,7 +126,14 @@ class CascadeNetwork(nn.Module):
         self.mask_building = nn.Linear(both, 1)
         self.move = nn.Linear(both, 4)
         self.quality = nn.Linear(both, 1) if settings.quality else None
-        self.refine = _Refinement(encoder.channels[0], settings) if settings.refine else None
+        self.refine: _Refinement | None = None
+        if settings.refine:
+            self.refine = _Refinement(encoder.channels[0], encoder.strides[0], settings)
+        self.unet: UNet | None = None
+        if settings.maps:
+            self.unet = UNet(encoder, settings.maps, widths, decoder)
+            # The cascade computes the features, and a weight file must not hold tensors twice.
+            del self.unet.encoder
         for layer, spread in ((self.building, 0.01), (self.mask_building, 0.01), (self.move, 1e-3)):
             nn.init.normal_(layer.weight, std=spread)
             nn.init.zeros_(layer.bias)
@@ -141,7 +164,8 @@ class CascadeNetwork(nn.Module):
         height, width = images.shape[-2:]
         sizes = [(height, width)] * len(images) if sizes is None else list(sizes)
         images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
-        features, fine = self._features(images)
+        encoded = self._encode(images)
+        features, fine = self._features(encoded)
         listed = make_image_list(images, sizes)
         if boxes is None or instances is None:
             proposals, _ = self.proposals(listed, features)
@@ -150,31 +174,41 @@ class CascadeNetwork(nn.Module):
             {"boxes": box, "instances": label} for box, label in zip(boxes, instances, strict=True)
         ]
         proposals, losses = self.proposals(listed, features, targets)
-        return {
+        logits = {}
+        if self.unet is not None:
+            logits[MAPS] = self.unet.decode(encoded, (images.shape[-2], images.shape[-1]))
+        return logits | {
             "proposal": losses["loss_objectness"],
             "proposal_box": losses["loss_rpn_box_reg"],
             **self._losses(features, fine, proposals, boxes, instances, sizes),
         }
 
-    def _features(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the features by level, and the finest one of the encoder, all float32."""
+    def map_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of the probability maps, (n, maps, h, w), of normalised images.
+
+        Height and width must be multiples of ``STRIDE``.
+        """
+        assert self.unet is not None, "the network has probability maps"
+        return self.unet.decode(self._encode(images), (images.shape[-2], images.shape[-1]))
+
+    def _encode(self, images: Tensor) -> dict[int, Tensor]:
+        """Return the encoder's features by stride."""
         found = self.encoder(images, self._stages)
-        by_stride = dict(zip(self.encoder.strides, found, strict=False))
+        return dict(zip(self.encoder.strides, found, strict=False))
+
+    def _features(self, by_stride: dict[int, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the features by level, and the finest one of the encoder, all float32."""
         features = {str(stride): by_stride[stride] for stride in self._strides}
         if self.settings.pyramid:
             features = self.pyramid(features)
-        return {name: value.float() for name, value in features.items()}, found[0].float()
+        return {name: value.float() for name, value in features.items()}, by_stride[
+            self.encoder.strides[0]
+        ].float()
 
-    def _round(
-        self,
-        features: dict[str, Tensor],
-        fine: Tensor,
-        boxes: list[Tensor],
-        sizes: Sequence[tuple[int, int]],
-    ) -> _Round:
+    def _round(self, features: dict[str, Tensor], boxes: list[Tensor]) -> _Round:
         """Predict masks, classes and moves of boxes."""
         settings = self.settings
-        aligned = self.align(features, boxes, list(sizes))
+        aligned = self.align(list(features.values()), boxes)
         if settings.warp_px > settings.feature_px:
             aligned = F.max_pool2d(aligned, settings.warp_px // settings.feature_px)
         masks = self.mask(aligned)
@@ -199,9 +233,9 @@ class CascadeNetwork(nn.Module):
     def _moved(self, found: _Round, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Move the boxes of a round and clip them to their images; no gradient."""
         counts = [len(boxes) for boxes in found.boxes]
-        moved = self._coder.decode(found.moves.detach(), found.boxes)[:, 0]
+        moved = self._coder.decode_single(found.moves.detach(), torch.cat(found.boxes))
         return [
-            _wide_enough(clip_boxes_to_image(each, size))
+            _clipped(each, size)
             for each, size in zip(torch.split(moved, counts), sizes, strict=True)
         ]
 
@@ -215,12 +249,12 @@ class CascadeNetwork(nn.Module):
     ) -> list[Detections]:
         parts: list[list[Detections]] = [[] for _ in boxes]
         for number in range(self.settings.rounds):
-            found = self._round(features, fine, boxes, sizes)
+            found = self._round(features, boxes)
             scores = found.mask_building.sigmoid()
             if found.quality is not None:
                 scores = found.building.sigmoid() * found.quality.sigmoid()
             chosen = scores >= self.settings.least_score
-            masks = self._drawn(found, chosen, fine, sizes).sigmoid()
+            masks = self._drawn(found, chosen, fine).sigmoid()
             in_image = torch.split(chosen, [len(each) for each in boxes])
             kept = [int(each.sum()) for each in in_image]
             score_of, mask_of = torch.split(scores[chosen], kept), torch.split(masks, kept)
@@ -240,9 +274,7 @@ class CascadeNetwork(nn.Module):
             for part in parts
         ]
 
-    def _drawn(
-        self, found: _Round, chosen: Tensor, fine: Tensor, sizes: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def _drawn(self, found: _Round, chosen: Tensor, fine: Tensor) -> Tensor:
         """Return the logits of the final masks of the chosen boxes; ``chosen`` is bool (n,)."""
         masks = found.masks[chosen]
         if self.refine is None:
@@ -251,7 +283,7 @@ class CascadeNetwork(nn.Module):
         boxes = [
             box[use] for box, use in zip(found.boxes, torch.split(chosen, counts), strict=True)
         ]
-        refined: Tensor = self.refine(fine, boxes, masks, sizes)
+        refined: Tensor = self.refine(fine, boxes, masks)
         return refined.float()
 
     def _losses(
@@ -269,15 +301,15 @@ class CascadeNetwork(nn.Module):
             for boxes, each, labels in zip(proposals, truth, instances, strict=True)
         ]
         boxes = [_never_empty(each, size) for each, size in zip(chosen, sizes, strict=True)]
-        found = self._round(features, fine, boxes, sizes)
-        total = self._round_losses(found, fine, truth, instances, sizes)
+        found = self._round(features, boxes)
+        total = self._round_losses(found, fine, truth, instances)
         for _ in range(1, self.settings.rounds):
             moved = self._moved(found, sizes)
             boxes = [
                 torch.cat([each.to(near), near]) for each, near in zip(truth, moved, strict=True)
             ]
-            found = self._round(features, fine, boxes, sizes)
-            losses = self._round_losses(found, fine, truth, instances, sizes)
+            found = self._round(features, boxes)
+            losses = self._round_losses(found, fine, truth, instances)
             total = {name: value + losses[name] for name, value in total.items()}
         return total
 
@@ -287,10 +319,9 @@ class CascadeNetwork(nn.Module):
         fine: Tensor,
         truth: Sequence[Tensor],
         instances: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         settings = self.settings
-        best, target, moves, areas = [], [], [], []
+        best, counted, target, moves, areas = [], [], [], [], []
         for boxes, each, labels in zip(found.boxes, truth, instances, strict=True):
             iou, index = match_boxes(boxes, each)
             size = torch.bincount(labels.clamp(min=0).flatten(), minlength=len(each) + 2)
@@ -298,12 +329,13 @@ class CascadeNetwork(nn.Module):
             # Without buildings no box is positive, and the moves do not matter.
             goal = each[index].to(boxes) if len(each) else boxes
             best.append(positive)
+            counted.append(positive | is_usable(boxes, labels))
             index, near = index[positive] + 1, boxes[positive]
             areas.append(size[index].to(boxes))
             target.append(truth_in_boxes(labels, near, index, settings.drawn_px))
             moves.append(self._coder.encode_single(goal[positive], near))
-        positive, share, move, area = map(torch.cat, (best, target, moves, areas))
-        drawn = self._drawn(found, positive, fine, sizes)
+        positive, used, share, move, area = map(torch.cat, (best, counted, target, moves, areas))
+        drawn = self._drawn(found, positive, fine)
         sides = torch.cat(found.boxes)[positive]
         mask_iou = mask_ious(drawn.detach().sigmoid() >= settings.threshold, share, sides, area)
         is_good = torch.zeros_like(found.mask_building)
@@ -311,12 +343,11 @@ class CascadeNetwork(nn.Module):
         coarse = share
         if settings.refine and len(share):
             coarse = F.avg_pool2d(share[:, None], 2)[:, 0]
-        cross_entropy = F.binary_cross_entropy_with_logits
         wrong = F.smooth_l1_loss(found.moves[positive], move, reduction="sum")
         losses = {
             "mask": _mean(found.masks[positive], (coarse >= settings.threshold).float()),
-            "building": cross_entropy(found.building, positive.float()),
-            "mask_building": cross_entropy(found.mask_building, is_good),
+            "building": _mean(found.building[used], positive[used].float()),
+            "mask_building": _mean(found.mask_building[used], is_good[used]),
             "box": wrong / max(len(positive), 1),
         }
         if settings.refine:
@@ -365,10 +396,10 @@ class _ConvolutionalMask(nn.Sequential):
 class _Refinement(nn.Module):
     """Sharpens masks by the encoder's finest feature: logits (n, m, m) to (n, 2m, 2m)."""
 
-    def __init__(self, channels: int, settings: CascadeSettings) -> None:
+    def __init__(self, channels: int, stride: int, settings: CascadeSettings) -> None:
         super().__init__()
         self.narrow = nn.Conv2d(channels, _FINE_WIDTH, 1)
-        self.align = MultiScaleRoIAlign(["fine"], settings.drawn_px, sampling_ratio=1)
+        self.align = _BoxFeatures([stride], settings.drawn_px, 1)
         self.layers = nn.Sequential(
             nn.Conv2d(_FINE_WIDTH + 1, _FINE_WIDTH, 3, padding=1),
             nn.ReLU(),
@@ -383,20 +414,47 @@ class _Refinement(nn.Module):
         assert last.bias is not None
         nn.init.zeros_(last.bias)
 
-    def forward(
-        self,
-        fine: Tensor,
-        boxes: list[Tensor],
-        masks: Tensor,
-        sizes: Sequence[tuple[int, int]],
-    ) -> Tensor:
+    def forward(self, fine: Tensor, boxes: list[Tensor], masks: Tensor) -> Tensor:
+        """Sharpen masks by the feature (n, c, h, w) in the boxes of each image."""
         coarse = F.interpolate(
             masks[:, None].detach().float(), scale_factor=2.0, mode="bilinear", align_corners=False
         )
-        narrow = self.narrow(fine).float()
-        aligned = self.align({"fine": narrow}, boxes, list(sizes))
+        aligned = self.align([self.narrow(fine).float()], boxes)
         change: Tensor = self.layers(torch.cat([aligned, coarse.sigmoid()], dim=1))
         return (coarse + change)[:, 0]
+
+
+class _BoxFeatures(nn.Module):
+    """Features of boxes on a grid, by RoIAlign.
+
+    Of several levels, larger boxes use a coarser one, as in feature pyramids: boxes of 224 px the
+    level of stride 16. torchvision's ``MultiScaleRoIAlign`` estimates the strides from the sizes of
+    images, wrongly for small ones, and shifts features by half a cell.
+    """
+
+    def __init__(self, strides: Sequence[int], side: int, samples: int) -> None:
+        super().__init__()
+        self._strides, self._side, self._samples = tuple(strides), side, samples
+
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return (boxes of all images, c, side, side) from features (images, c, h, w) by level."""
+        every = torch.cat(list(boxes))
+        image = torch.cat([each.new_full((len(each), 1), n) for n, each in enumerate(boxes)])
+        regions = torch.cat([image, every], dim=1)
+        size = (every[:, 2:] - every[:, :2]).prod(dim=1).sqrt()
+        wanted = 16 * size / 224
+        level = torch.zeros(len(every), dtype=torch.int64, device=every.device)
+        for number, stride in enumerate(self._strides):
+            level[wanted >= stride] = number
+        shape = len(every), features[0].shape[1], self._side, self._side
+        found = features[0].new_zeros(shape)
+        for number, (stride, feature) in enumerate(zip(self._strides, features, strict=True)):
+            at = torch.nonzero(level == number).flatten()
+            part = roi_align(
+                feature, regions[at], self._side, 1 / stride, self._samples, aligned=True
+            )
+            found = found.index_put((at,), part)
+        return found
 
 
 def truth_in_boxes(instances: Tensor, boxes: Tensor, labels: Tensor, side: int) -> Tensor:
@@ -458,9 +516,12 @@ def mask_ious(drawn: Tensor, share: Tensor, boxes: Tensor, areas: Tensor) -> Ten
     return common / (drawn.sum(dim=(1, 2)) * cell + areas - common).clamp(min=1e-6)
 
 
-def _wide_enough(boxes: Tensor) -> Tensor:
-    """Return boxes with sides of at least ``_LEAST_SIDE``."""
-    return torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + _LEAST_SIDE)], dim=1)
+def _clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clip boxes to an image of a height and width; their sides stay at least ``_LEAST_SIDE``."""
+    limit = boxes.new_tensor([size[1], size[0]])
+    start = boxes[:, :2].clamp(min=0).minimum(limit - _LEAST_SIDE)
+    end = boxes[:, 2:].minimum(limit).maximum(start + _LEAST_SIDE)
+    return torch.cat([start, end], dim=1)
 
 
 def _never_empty(boxes: Tensor, size: tuple[int, int]) -> Tensor:

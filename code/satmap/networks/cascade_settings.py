@@ -9,8 +9,11 @@ from satmap.settings import Settings
 #: Names of the parts of the loss, in the order in which they are shown.
 LOSS_PARTS = ("proposal", "proposal_box", "mask", "building", "mask_building", "box")
 
-#: Further parts of networks that refine masks or predict the quality of boxes.
+#: Further parts of networks that sharpen masks or predict their quality.
 REFINED, QUALITY = "refined", "quality"
+
+#: The part of the loss of the probability maps, and the name of their logits among the outputs.
+MAPS = "maps"
 
 
 class ProposalSettings(Settings):
@@ -37,6 +40,12 @@ class ProposalSettings(Settings):
     least_px: NonNegativeFloat = 16.0
     inside_only: bool = True
 
+    @model_validator(mode="after")
+    def _negative_is_lower(self) -> Self:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou must not exceed positive_iou")
+        return self
+
 
 class BoxSettings(Settings):
     """Which boxes the first round learns from.
@@ -54,6 +63,12 @@ class BoxSettings(Settings):
     positive_iou: float = Field(0.5, gt=0, le=1)
     near_iou: float = Field(0.1, ge=0, le=1)
     near_share: float = Field(0.85, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _near_is_lower(self) -> Self:
+        if self.near_iou > self.positive_iou:
+            raise ValueError("near_iou must not exceed positive_iou")
+        return self
 
 
 class CascadeSettings(Settings):
@@ -80,6 +95,7 @@ class CascadeSettings(Settings):
         quality: whether the network predicts the intersection over union of every mask with its
             building. The score of a building is then that of its box times the quality, else that
             of its mask.
+        maps: probability maps that the network also predicts, from the same encoder.
         least_score: boxes with a lower score are left out of the result and of further rounds.
         threshold: mask probability from which a pixel belongs to a building.
     """
@@ -101,6 +117,7 @@ class CascadeSettings(Settings):
     rounds: int = Field(2, ge=1, le=4)
     refine: bool = False
     quality: bool = False
+    maps: tuple[Literal["building", "border", "contact"], ...] = ()
     least_score: float = Field(0.0, ge=0, lt=1)
     threshold: float = Field(0.4, gt=0, lt=1)
 
@@ -112,8 +129,8 @@ class CascadeSettings(Settings):
             raise ValueError("convolutional masks have a mask_px of twice feature_px")
         if self.pyramid is None and len(self.anchors) != 1:
             raise ValueError("without a pyramid there is one level, so one list of anchors")
-        if len({len(sizes) for sizes in self.anchors}) > 1:
-            raise ValueError("all levels need the same number of anchors")
+        if len({len(sizes) for sizes in self.anchors}) > 1 or not self.anchors[0]:
+            raise ValueError("all levels need the same number of anchors, one or more")
         return self
 
     @property
@@ -124,5 +141,5 @@ class CascadeSettings(Settings):
     @property
     def loss_parts(self) -> tuple[str, ...]:
         """Names of the parts of the loss, in the order in which they are shown."""
-        more = {REFINED: self.refine, QUALITY: self.quality}
+        more = {REFINED: self.refine, QUALITY: self.quality, MAPS: bool(self.maps)}
         return (*LOSS_PARTS, *(name for name, used in more.items() if used))

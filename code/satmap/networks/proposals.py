@@ -63,19 +63,40 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
             Per image: 1 for positive anchors, 0 for negative ones and -1 for those that the loss
             leaves out, float (n,); and the box of the matched building, (n, 4).
         """
-        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        for label, each, target in zip(labels, anchors, targets, strict=True):
-            label[(label == 0) & (ignored_share(each, target["instances"]) > _MOST_IGNORED)] = -1
+        labels, boxes = [], []
+        for each, target in zip(anchors, targets, strict=True):
+            usable = torch.ones(len(each), dtype=torch.bool, device=each.device)
             if self._inside_only:
                 height, width = target["instances"].shape
                 limit = each.new_tensor([width, height])
-                label[((each[:, :2] < 0) | (each[:, 2:] > limit)).any(dim=1)] = -1
+                usable = ~((each[:, :2] < 0) | (each[:, 2:] > limit)).any(dim=1)
+            label, matched = each.new_full((len(each),), -1), torch.zeros_like(each)
+            if bool(usable.any()):
+                (found,), (of,) = super().assign_targets_to_anchors([each[usable]], [target])
+                label[usable], matched[usable] = found, of.to(each)
+            label[(label == 0) & ~is_usable(each, target["instances"])] = -1
+            labels.append(label)
+            boxes.append(matched)
         return labels, boxes
+
+    def compute_loss(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses of class and position; 0 if no anchor of the batch counts."""
+        if not any(bool((each >= 0).any()) for each in labels):
+            return objectness.sum() * 0, deltas.sum() * 0
+        losses: tuple[Tensor, Tensor] = super().compute_loss(objectness, deltas, labels, targets)
+        return losses
 
 
 def make_image_list(images: Tensor, sizes: Sequence[tuple[int, int]]) -> ImageList:
     """Return a batch as torchvision's proposal network expects it."""
     return ImageList(images, list(sizes))
+
+
+def is_usable(boxes: Tensor, instances: Tensor) -> Tensor:
+    """Return which boxes (n, 4) lie on ground that training does not ignore."""
+    return ignored_share(boxes, instances) <= _MOST_IGNORED
 
 
 def ignored_share(boxes: Tensor, instances: Tensor) -> Tensor:
@@ -118,11 +139,11 @@ def sample_boxes(boxes: Tensor, truth: Tensor, instances: Tensor, settings: BoxS
     """
     boxes = torch.cat([truth.to(boxes), boxes])
     best, _ = match_boxes(boxes, truth)
-    usable = ignored_share(boxes, instances) <= _MOST_IGNORED
+    usable = is_usable(boxes, instances)
     positive = torch.nonzero(best >= settings.positive_iou).flatten()
     near = torch.nonzero((best < settings.positive_iou) & (best >= settings.near_iou) & usable)
     far = torch.nonzero((best < settings.near_iou) & usable)
-    chosen = _some(positive, round(settings.boxes * settings.positive_share))
+    chosen = _some(positive, int(settings.boxes * settings.positive_share + 1e-9))
     room = settings.boxes - len(chosen)
     near, far = near.flatten(), far.flatten()
     wanted = min(max(round(room * settings.near_share), room - len(far)), len(near))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from satmap.tasks.building_instances.settings import MergeSettings
 from satmap.tasks.buildings.vectorizer.candidates import non_maximum_suppression
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
-from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
+from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines, touching
 from satmap.tasks.buildings.vectorizer.tracing import Floats, Ints, connected, connected_groups
 from satmap.vectors.buildings import Building, Polygons
 
@@ -40,30 +40,37 @@ class Candidates:
         scores: float64 (n,), 0..1.
         masks: uint8 (n, m, m), building probability on a grid over the box, 0..255 for 0..1.
         is_cut: bool (n,), whether the edge of a window may have cut the building.
+        seen: float64 (n, 4), the window of each candidate; None if all were found in one window.
     """
 
     boxes: Floats
     scores: Floats
     masks: NDArray[np.uint8]
     is_cut: NDArray[np.bool_]
+    seen: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def select(self, index: NDArray[np.generic]) -> "Candidates":
         """Return some of the candidates, by their indices or a mask."""
+        seen = None if self.seen is None else self.seen[index]
         return Candidates(
-            self.boxes[index], self.scores[index], self.masks[index], self.is_cut[index]
+            self.boxes[index], self.scores[index], self.masks[index], self.is_cut[index], seen
         )
 
     @classmethod
     def join(cls, parts: Sequence["Candidates"], mask_px: int) -> "Candidates":
-        """Join candidates in the order of the parts; ``mask_px`` is the side of their masks."""
+        """Join candidates with windows, in the order of the parts.
+
+        ``mask_px`` is the side of their masks.
+        """
         none = cls(
             np.empty((0, 4)),
             np.empty(0),
             np.empty((0, mask_px, mask_px), np.uint8),
             np.empty(0, np.bool_),
+            np.empty((0, 4)),
         )
         every = [none, *parts]
         return cls(
@@ -71,6 +78,7 @@ class Candidates:
             np.concatenate([part.scores for part in every]),
             np.concatenate([part.masks for part in every]),
             np.concatenate([part.is_cut for part in every]),
+            np.concatenate([part.seen for part in every if part.seen is not None]),
         )
 
 
@@ -142,21 +150,45 @@ def vote(
     Returns:
         The buildings, the best ones first. Two cut parts of one building are united.
     """
-    if not len(candidates):
-        return []
-    pairs = _Pairs(candidates.boxes)
-    rivals = pairs.iou > settings.suppression
-    # Of the views of one building, one that no window cuts is better than any that one does.
-    rank = candidates.scores - candidates.is_cut
-    kept = non_maximum_suppression(rank, np.stack([pairs.one[rivals], pairs.other[rivals]]))
-    kept = kept[candidates.scores[kept] >= least_score]
-    kept = kept[np.argsort(-candidates.scores[kept], kind="stable")]
-    voters = _voters(kept, pairs, pairs.iou >= settings.voting, len(candidates))
-    found = [
-        _average(candidates, weights, each, int(index), whole)
-        for index, each in zip(kept, voters, strict=True)
+    pairs, cut = _Pairs(candidates.boxes), candidates.is_cut
+    kept = _chosen(candidates, pairs, settings, least_score)
+    voters = _voters(kept, pairs, pairs.iou >= settings.voting)
+    drawn = [
+        _average(candidates, weights, each, index, whole)
+        for index, each in zip(kept.tolist(), voters, strict=True)
     ]
-    return _apart(_united(found, candidates.is_cut[kept], settings), settings)
+    places = [place for place, each in enumerate(drawn) if each is not None]
+    found = [each for each in drawn if each is not None]
+    kept = kept[places]
+    windows = None if candidates.seen is None else candidates.seen[kept]
+    return _apart(_united(found, cut[kept], windows, settings), settings)
+
+
+def _chosen(
+    candidates: Candidates, pairs: _Pairs, settings: MergeSettings, least_score: float
+) -> Ints:
+    """Return the candidates that become buildings or parts of one, the best ones first."""
+    good, cut = candidates.scores >= least_score, candidates.is_cut
+    area = (candidates.boxes[:, 2:] - candidates.boxes[:, :2]).prod(axis=1)
+    for part, whole in ((pairs.one, pairs.other), (pairs.other, pairs.one)):
+        # What a window shows of a building that another window shows whole.
+        seen_whole = cut[part] & ~cut[whole] & (candidates.scores[whole] >= least_score)
+        good[part[seen_whole & (pairs.common >= _SAME * area[part])]] = False
+    rivals = (pairs.iou > settings.suppression) & good[pairs.one] & good[pairs.other]
+    # Two windows may show different parts of one building.
+    rivals &= ~(cut[pairs.one] & cut[pairs.other] & _differ(candidates.seen, pairs))
+    # Of the views of one building, one that no window cuts is better than any that one does.
+    rank = candidates.scores - cut
+    kept = non_maximum_suppression(rank, np.stack([pairs.one[rivals], pairs.other[rivals]]))
+    kept = kept[good[kept]]
+    return kept[np.argsort(-candidates.scores[kept], kind="stable")]
+
+
+def _differ(windows: Floats | None, pairs: _Pairs) -> NDArray[np.bool_]:
+    """Return which pairs of candidates were found in different windows."""
+    if windows is None:
+        return np.zeros(len(pairs.one), np.bool_)
+    return np.asarray((windows[pairs.one] != windows[pairs.other]).any(axis=1))
 
 
 def _apart(found: list[Instance], settings: MergeSettings) -> list[Instance]:
@@ -176,7 +208,7 @@ def _apart(found: list[Instance], settings: MergeSettings) -> list[Instance]:
     return [found[index] for index in kept.tolist()]
 
 
-def _voters(kept: Ints, pairs: _Pairs, near: NDArray[np.bool_], count: int) -> list[Ints]:
+def _voters(kept: Ints, pairs: _Pairs, near: NDArray[np.bool_]) -> list[Ints]:
     """Return the candidates that vote on each kept one, itself included."""
     one = np.concatenate([pairs.one[near], pairs.other[near], kept])
     other = np.concatenate([pairs.other[near], pairs.one[near], kept])
@@ -189,26 +221,42 @@ def _voters(kept: Ints, pairs: _Pairs, near: NDArray[np.bool_], count: int) -> l
 
 def _average(
     candidates: Candidates, weights: Floats, voters: Ints, kept: int, whole: Corners
-) -> Instance:
-    """Draw the masks of the voters on pixels, and average them by their weights."""
-    boxes = candidates.boxes[voters]
-    # A pixel belongs to a box if its centre does.
+) -> Instance | None:
+    """Draw the masks of the voters on pixels, and average them by their weights.
+
+    A candidate has no vote on pixels that its window does not show. Returns None if no box holds
+    the centre of a pixel.
+    """
     least, most = np.floor(whole[:2]).astype(int), np.ceil(whole[2:]).astype(int)
-    starts = np.ceil(boxes[:, :2] - 0.5).astype(int).clip(least, most - 1)
-    ends = np.ceil(boxes[:, 2:] - 0.5).astype(int).clip(least, most)
-    left, top = starts.min(axis=0).tolist()
-    right, bottom = np.maximum(ends.max(axis=0), (left + 1, top + 1)).tolist()
+    boxes = _pixels(candidates.boxes[voters]).clip(np.tile(least, 2), np.tile(most, 2))
+    valid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    voters, boxes = voters[valid], boxes[valid]
+    if not len(voters):
+        return None
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
     total = np.zeros((bottom - top, right - left), np.float32)
     share = candidates.scores[voters] * weights[voters]
-    share = share / max(share.sum(), 1e-9)
-    for number, voter in enumerate(voters.tolist()):
-        (x, y), (end_x, end_y) = starts[number].tolist(), ends[number].tolist()
-        if end_x <= x or end_y <= y:
-            continue
-        drawn = _drawn(candidates.masks[voter], boxes[number], (x, y, end_x, end_y))
-        total[y - top : end_y - top, x - left : end_x - left] += drawn * float(share[number])
-    total /= 255
+    for voter, corners, part in zip(voters.tolist(), boxes.tolist(), share.tolist(), strict=True):
+        x, y, end_x, end_y = corners
+        drawn = _drawn(candidates.masks[voter], candidates.boxes[voter], (x, y, end_x, end_y))
+        total[y - top : end_y - top, x - left : end_x - left] += drawn * part
+    votes: float | NDArray[np.float32] = float(share.sum())
+    if (
+        candidates.seen is not None
+        and (candidates.seen[voters] != candidates.seen[voters[0]]).any()
+    ):
+        votes = np.zeros_like(total)
+        shown = _pixels(candidates.seen[voters]).clip((left, top) * 2, (right, bottom) * 2)
+        for (x, y, end_x, end_y), part in zip(shown.tolist(), share.tolist(), strict=True):
+            votes[y - top : end_y - top, x - left : end_x - left] += part
+    total /= np.maximum(votes, 1e-9) * 255
     return Instance(left, top, total, float(candidates.scores[kept]))
+
+
+def _pixels(boxes: Floats) -> Ints:
+    """Return the pixels whose centres lie in boxes (n, 4): left, top, right and bottom."""
+    return np.ceil(boxes - 0.5).astype(np.int64)
 
 
 def _drawn(
@@ -235,11 +283,14 @@ def _drawn(
 
 
 def _united(
-    found: list[Instance], is_cut: NDArray[np.bool_], settings: MergeSettings
+    found: list[Instance],
+    is_cut: NDArray[np.bool_],
+    windows: Floats | None,
+    settings: MergeSettings,
 ) -> list[Instance]:
-    """Unite the parts of buildings that windows have cut and that overlap."""
+    """Unite the parts of buildings that different windows have cut and that overlap."""
     cut = np.flatnonzero(is_cut)
-    if len(cut) < 2:
+    if len(cut) < 2 or windows is None:
         return found
     boxes = np.array([found[index].box for index in cut.tolist()], np.float64)
     pairs = _Pairs(boxes)
@@ -247,7 +298,9 @@ def _united(
         _overlap(found[cut[a]], found[cut[b]], settings.threshold) >= _SAME
         for a, b in zip(pairs.one.tolist(), pairs.other.tolist(), strict=True)
     ]
-    links = np.stack([pairs.one, pairs.other])[:, np.array(same, np.bool_)]
+    links = np.stack([pairs.one, pairs.other])[
+        :, np.array(same, np.bool_) & _differ(windows[cut], pairs)
+    ]
     if not links.size:
         return found
     group = connected_groups(links, len(cut))
@@ -385,9 +438,13 @@ class InstanceDecoder:
     def _simplified(self, exact: Polygons, corner: Ints) -> Polygons:
         """Simplify outlines whose origin is a pixel of the image, and move them to it."""
         settings = self.settings
-        outlines = shapely.transform(
-            simplify_outlines(exact, settings.simplify_px), lambda xy: xy + corner
-        )
+        outlines = simplify_outlines(exact, settings.simplify_px)
+        for group in touching(exact) if settings.simplify_px else ():
+            if len(group) > 1:
+                # Shared walls stay shared: neighbours get the same vertices.
+                coverage = shapely.segmentize(exact[group], 1.0)
+                outlines[group] = shapely.coverage_simplify(coverage, settings.simplify_px)
+        outlines = shapely.transform(outlines, lambda xy: xy + corner)
         if settings.right_angles:
             outlines = squared_outlines(
                 shapely.transform(exact, lambda xy: xy + corner),

@@ -210,8 +210,10 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         whole = candidates[0].whole
         parts = []
         for each in candidates:
-            cut = cut_by_window(each.found.boxes, each.seen, whole)
-            parts.append(Candidates(each.found.boxes, each.found.scores, each.found.masks, cut))
+            found = each.found
+            cut = cut_by_window(found.boxes, each.seen, whole)
+            seen = np.tile(each.seen, (len(found), 1))
+            parts.append(Candidates(found.boxes, found.scores, found.masks, cut, seen))
         joined = Candidates.join(parts, self.recipe.task.network.drawn_px)
         weights = np.repeat([float(each.votes) for each in candidates], [len(p) for p in parts])
         settings = self.recipe.task.vectorizer

@@ -22,6 +22,9 @@ from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.vectors.buildings import Polygons
 
+# Labels with a smaller area are lines, square pixels.
+_LEAST_AREA = 1e-3
+
 
 @dataclass(frozen=True)
 class BuildingLabels:
@@ -84,7 +87,8 @@ def _repair(shapes: Polygons) -> tuple[Polygons, int]:
     # "structure" keeps loops of opposite orientation: a self-crossing building stays whole.
     fixed[~valid] = shapely.make_valid(shapes[~valid], method="structure", keep_collapsed=False)
     kept = [_polygonal(shape) for shape in fixed]
-    areas = [shape for shape in kept if not shape.is_empty]
+    # A line whose coordinates were rounded has an area, and would be drawn.
+    areas = [shape for shape in kept if shape.area > _LEAST_AREA]
     return np.array(areas, np.object_), int((~valid).sum())
 
 
