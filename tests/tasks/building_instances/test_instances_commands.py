@@ -38,19 +38,23 @@ RECIPE = {
             "sampling": {"boxes": 16}, "warp_px": 7, "feature_px": 7, "samples": 1,
             "mask": "convolutional", "mask_px": 14, "mask_width": 16, "mask_layers": 1,
             "box_width": 32, "refine": True, "quality": True,
+            "maps": ["building", "border"],
         },
-        "vectorizer": {"least_score": 0.3},
+        "vectorizer": {"least_score": 0.5, "overlap": 0.5},
     },
     "augmentation": {"rotation_probability": 0, "resize": 0.1},
     "optimizer": {"name": "adamw", "ema_decay": 0.9},
     "members": [
         {
-            "fold": 0, "encoder": "efficientnet_lite0", "bands": 3, "losses": {},
+            "fold": fold, "encoder": "efficientnet_lite0", "bands": 3,
+            "decoder": {"kind": "light", "widths": [16, 16, 16, 16]},
+            "losses": {"maps": {"building": {"bce": 1, "dice": 1}, "border": {"bce": 1}}},
             "stages": [
                 {"crop": 96, "batch": 4, "epochs": 2, "passes": 24, "validate_every": 2,
                  "schedule": {"kind": "cosine", "peak": 0.003}}
             ],
         }
+        for fold in range(2)
     ],
     "inference": {"tta": 1, "window": 96, "overlap": 16, "checkpoints": ["last"]},
 }  # fmt: skip
@@ -121,7 +125,7 @@ def test_from_labels_to_a_score(
     assert "ok" in run(capfd, "check", one, place / "test")
     features = json.loads((tmp_path / "one.geojson").read_text())["features"]
     assert features
-    assert all(0.3 <= each["properties"]["expected_iou"] <= 1 for each in features)
+    assert all(0.5 <= each["properties"]["expected_iou"] <= 1 for each in features)
     # Test-time augmentation finds the same buildings.
     views = yaml.safe_load((place / "bright.yaml").read_text())
     views["inference"]["tta"] = 8
@@ -132,8 +136,6 @@ def test_from_labels_to_a_score(
     assert "has no probability maps" in run(
         capfd, "vectorize", place / "test", tmp_path / "o.csv", "--task", "instances", status=1
     )
-    maps = ["--probabilities", tmp_path / "maps"]
-    assert "have no probability maps" in run(capfd, *predict, one, *weights, *maps, status=1)
 
 
 def test_a_map_has_no_seams(place: Path, tmp_path: Path) -> None:
@@ -200,10 +202,37 @@ def test_networks_of_areas_are_used_for_their_images(
     weights = ["--weights", tmp_path / "w", "--device", "cpu"]
     run(capfd, "predict", place / "test", tmp_path / "o.csv", *weights)
     # A second network for another area is not used for these images.
-    (file,) = (tmp_path / "w").glob("*.last.safetensors")
-    other = tmp_path / "other"
-    other.mkdir()
     recipe["members"] = [{**member, "area": "AOI_2_Vegas"}]
     (tmp_path / "areas.yaml").write_text(yaml.safe_dump(recipe))
-    assert "are of AOI_9_Made" in run(capfd, *train[:5], other, *train[6:], status=1)
-    shutil.copy(file, other)
+    assert "are of AOI_9_Made" in run(capfd, *train, "--restart", status=1)
+
+
+def test_candidates_of_maps_and_cascade_are_pooled(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load((place / "bright.yaml").read_text())
+    recipe["task"]["vectorizer"] = {"least_score": 0.1, "least_px": 10, "overlap": 0.5}
+    (tmp_path / "loose.yaml").write_text(yaml.safe_dump(recipe))
+    # The other tests use the weights without the model.
+    weights = Path(shutil.copytree(place / "weights", tmp_path / "w"))
+    common = ["--weights", weights, "--device", "cpu", "--workers", 0]
+    fold, maps = tmp_path / "fold.csv", tmp_path / "maps"
+    run(
+        capfd, "predict", place / "train", fold, *common, "--out-of-fold",
+        "--probabilities", maps, "--recipe", tmp_path / "loose.yaml",
+    )  # fmt: skip
+    assert len(list(maps.glob("*.tif"))) == len(TRAIN)
+    assert "candidates from 8 images" in run(capfd, "confidence", fold, maps, "--weights", weights)
+    # A model of these candidates knows the scores of the cascade.
+    assert "score" in (weights / "building-confidence.txt").read_text().split("feature_names=")[1]
+    truth, out = tmp_path / "truth.csv", tmp_path / "out.csv"
+    write_truth(truth, TEST)
+    printed = run(capfd, "predict", place / "test", out, *common)
+    assert "chosen and rated by building-confidence.txt" in printed
+    assert f1(truth, out, capfd) > 0.8
+    # A map uses the same model, also for buildings that its blocks cut.
+    whole = tmp_path / "map.csv"
+    (image,) = (place / "test").rglob(f"*img{TEST[1]}.tif")
+    map_sources(MapRequest((), whole, weights, "cpu", sources=(str(image),), gsd=0.27, block_px=64))
+    found = [row for rows in read_buildings_csv(whole).values() for row in rows]
+    assert sum(row.confidence > 0.6 for row in found) == len(houses(TEST[1]))

@@ -5,20 +5,35 @@ candidates come from all rounds of the network, and here also from all windows, 
 networks of an ensemble. Importable without torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.building_instances.settings import MergeSettings
-from satmap.tasks.buildings.vectorizer.candidates import non_maximum_suppression
+from satmap.tasks.buildings.confidence import ConfidenceModel, candidates_of, read_confidence
+from satmap.tasks.buildings.settings import BUILDING
+from satmap.tasks.buildings.vectorizer.candidates import (
+    FOUND,
+    layer_labels,
+    non_maximum_suppression,
+)
+from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines, touching
-from satmap.tasks.buildings.vectorizer.tracing import Floats, Ints, connected, connected_groups
+from satmap.tasks.buildings.vectorizer.tracing import (
+    Floats,
+    Ints,
+    Labels,
+    connected,
+    connected_groups,
+)
 from satmap.vectors.buildings import Building, Polygons
 
 #: Left, top, right and bottom of a rectangle.
@@ -102,6 +117,25 @@ class Instance:
         """Left, top, right and bottom."""
         height, width = self.probability.shape
         return self.left, self.top, self.left + width, self.top + height
+
+
+class Instances(list[Instance]):
+    """The buildings of an image, with its probability maps if the network has any.
+
+    Attributes:
+        maps: probability maps of the image, and of its surroundings in the block of a map.
+        left, top: column and row of the maps' first pixel in the image.
+    """
+
+    def __init__(
+        self,
+        found: Iterable[Instance],
+        maps: ProbabilityMaps | None = None,
+        left: int = 0,
+        top: int = 0,
+    ) -> None:
+        super().__init__(found)
+        self.maps, self.left, self.top = maps, left, top
 
 
 class _Pairs:
@@ -357,11 +391,14 @@ class InstanceDecoder:
         settings: least score and areas, threshold and outlines.
         shape: height and width of the image.
         metres_per_pixel: along x and y.
+        rating_model: file of the second-level model that chooses among these buildings and those
+            of the probability maps; None to take the buildings as they are.
     """
 
     settings: MergeSettings
     shape: tuple[int, int]
     metres_per_pixel: tuple[float, float]
+    rating_model: Path | None = None
 
     def decode(self, prediction: Sequence[Instance]) -> list[Building]:
         """Return the buildings that touch the image, the best ones first.
@@ -369,6 +406,8 @@ class InstanceDecoder:
         They may extend into its surroundings. They do not overlap: a pixel belongs to the building
         with the most votes there.
         """
+        if self.rating_model and isinstance(prediction, Instances) and prediction.maps:
+            return self._touching(self._pooled(prediction, prediction.maps))
         least = self.settings.least_score
         prediction = [each for each in prediction if each.score >= least]
         found: list[Building] = []
@@ -381,9 +420,39 @@ class InstanceDecoder:
             found += self._outlined(
                 [prediction[i] for i in np.flatnonzero(group == number).tolist()]
             )
+        return self._touching(found)
+
+    def _touching(self, found: Sequence[Building]) -> list[Building]:
+        """Return the buildings that touch the image, the best ones first."""
         image = shapely.box(0, 0, self.shape[1], self.shape[0])
         touching = [building for building in found if building.polygon.intersects(image)]
         return sorted(touching, key=lambda each: (-each.confidence, each.polygon.wkb))
+
+    def _pooled(self, prediction: Instances, maps: ProbabilityMaps) -> list[Building]:
+        """Choose among the buildings of the cascade and those of the probability maps."""
+        assert self.rating_model is not None
+        model, settings = read_confidence_once(self.rating_model), self.settings
+        corner = np.array([prediction.left, prediction.top])
+        labels = draw_found(prediction, maps.shape, corner, settings.threshold)
+        scores = np.array([each.score for each in prediction])
+        found = (labels, scores) if model.has_score else None
+        candidates = candidates_of(maps, settings.watershed, found=found)
+        expected = model.expected_iou(candidates.features)
+        best = non_maximum_suppression(expected, candidates.rivals)
+        best = best[expected[best] >= settings.least_iou]
+        own = {0: find_instances(maps, settings.watershed), FOUND: labels}
+        buildings = []
+        for layer in np.unique(candidates.layer[best]).tolist():
+            layer_of = own[layer] if layer <= 0 else layer_labels(maps[BUILDING], layer)
+            chosen = best[candidates.layer[best] == layer]
+            number = np.zeros(int(layer_of.max()) + 1, np.int32)
+            number[candidates.label[chosen]] = np.arange(1, len(chosen) + 1)
+            exact = exact_polygons(number.take(layer_of))
+            present = [index for index, outline in enumerate(exact) if outline is not None]
+            outlines = np.array([exact[index] for index in present], np.object_)
+            ious = expected[chosen][present].tolist()
+            buildings += list(map(Building, self._simplified(outlines, corner), ious))
+        return buildings
 
     def _outlined(self, group: Sequence[Instance]) -> list[Building]:
         """Return the outlines of buildings whose boxes are connected by overlaps."""
@@ -391,15 +460,8 @@ class InstanceDecoder:
         corners = np.array([each.box for each in group])
         left, top = corners[:, :2].min(axis=0).tolist()
         right, bottom = corners[:, 2:].max(axis=0).tolist()
-        labels = np.zeros((bottom - top, right - left), np.int32)
-        most = np.full(labels.shape, settings.threshold, np.float32)
-        for number, each in enumerate(group, 1):
-            height, width = each.probability.shape
-            rows = slice(each.top - top, each.top - top + height)
-            columns = slice(each.left - left, each.left - left + width)
-            higher = each.probability > most[rows, columns]
-            most[rows, columns][higher] = each.probability[higher]
-            labels[rows, columns][higher] = number
+        shape = bottom - top, right - left
+        labels = draw_found(group, shape, np.array([left, top]), settings.threshold)
         for number, each in enumerate(group, 1):
             self._tidy(labels, number, each, left, top)
         exact = exact_polygons(labels)
@@ -454,3 +516,30 @@ class InstanceDecoder:
                 self.metres_per_pixel,
             )
         return np.asarray(outlines, np.object_)
+
+
+def draw_found(
+    found: Sequence[Instance], shape: tuple[int, int], corner: Ints, threshold: float
+) -> Labels:
+    """Number the pixels of buildings: 1 + index of the one with the most votes, 0 for the ground.
+
+    The result is int32 of a height and width; its first pixel is ``corner`` (x, y) of the image.
+    """
+    labels = np.zeros(shape, np.int32)
+    most = np.full(shape, threshold, np.float32)
+    for number, each in enumerate(found, 1):
+        left, top = each.left - int(corner[0]), each.top - int(corner[1])
+        rows = slice(max(top, 0), max(top + each.probability.shape[0], 0))
+        columns = slice(max(left, 0), max(left + each.probability.shape[1], 0))
+        height, width = labels[rows, columns].shape
+        part = each.probability[rows.start - top :, columns.start - left :][:height, :width]
+        higher = part > most[rows, columns]
+        most[rows, columns][higher] = part[higher]
+        labels[rows, columns][higher] = number
+    return labels
+
+
+@lru_cache(maxsize=1)
+def read_confidence_once(path: Path) -> ConfidenceModel:
+    """Read the model once per worker: reading takes longer than drawing an image."""
+    return read_confidence(path)

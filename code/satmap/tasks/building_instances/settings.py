@@ -10,7 +10,7 @@ from satmap.exports import BUILDING_SUFFIXES
 from satmap.networks.cascade_settings import CascadeSettings
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.settings import Settings
-from satmap.tasks.buildings.settings import COCO_SUFFIX
+from satmap.tasks.buildings.settings import COCO_SUFFIX, BuildingLosses, BuildingSettings
 
 if TYPE_CHECKING:
     from satmap.data.inventory import Inventory
@@ -39,6 +39,9 @@ class MergeSettings(Settings):
         hole_px: smaller holes are filled.
         simplify_px: tolerance of the outline simplification.
         right_angles: align walls with the building's main directions on the ground.
+        least_iou: with a second-level model, buildings with a lower expected intersection over
+            union are dropped.
+        watershed: how the model's further candidates are found in probability maps.
     """
 
     suppression: float = Field(0.3, gt=0, le=1)
@@ -51,6 +54,8 @@ class MergeSettings(Settings):
     hole_px: float = Field(16, ge=0, le=1e9)
     simplify_px: float = Field(1.0, ge=0, le=100)
     right_angles: bool = False
+    least_iou: float = Field(0.3, ge=0, le=1)
+    watershed: BuildingSettings = BuildingSettings()
 
 
 class MergeSettingsByArea(MergeSettings):
@@ -88,6 +93,7 @@ class InstanceLosses(TaskLosses):
         box: moved position of boxes.
         refined: sharpened masks.
         quality: predicted intersection over union of masks.
+        maps: losses of the probability maps that the network also predicts.
     """
 
     proposal: NonNegativeFloat = 1.0
@@ -98,6 +104,7 @@ class InstanceLosses(TaskLosses):
     box: NonNegativeFloat = 1.0
     refined: NonNegativeFloat = 1.0
     quality: NonNegativeFloat = 1.0
+    maps: BuildingLosses | None = None
 
 
 class InstanceTaskSettings(TaskSettings):

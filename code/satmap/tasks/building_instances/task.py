@@ -1,6 +1,7 @@
 """Task ``instances``: buildings found one by one by a cascade of boxes and masks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +20,10 @@ from satmap.data.imagery import RGB, ImageInfo
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.building_f1 import group_of, match_buildings
 from satmap.networks.cascade import CascadeNetwork, Detections
-from satmap.networks.encoders import build_encoder
-from satmap.networks.ensemble import EnsembleMember, Symmetry
+from satmap.networks.cascade_settings import MAPS
+from satmap.networks.encoders import Encoder, build_encoder
+from satmap.networks.ensemble import EnsembleMember, Symmetry, predict_maps
+from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Member, Recipe
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.base import Batch, PreparedImage, Total
@@ -28,15 +31,25 @@ from satmap.tasks.building_instances.merge import (
     Candidates,
     Instance,
     InstanceDecoder,
+    Instances,
     cut_by_window,
     vote,
 )
 from satmap.tasks.building_instances.settings import InstanceLosses, InstanceTaskSettings
 from satmap.tasks.building_instances.tuning import tune_instances
+from satmap.tasks.buildings.confidence import find_confidence
 from satmap.tasks.buildings.labels import encode_buildings
+from satmap.tasks.buildings.losses import building_loss
 from satmap.tasks.buildings.outputs import BuildingOutputs, BuildingScore, true_buildings
-from satmap.tasks.buildings.targets import draw_instances
-from satmap.tasks.instances import InstanceTask, WindowCandidates
+from satmap.tasks.buildings.targets import (
+    BODY_BIT,
+    BORDER_BIT,
+    draw_instances,
+    encode_weights,
+    inner_border,
+)
+from satmap.tasks.instances import FoundInstances, InstanceTask, WindowCandidates
+from satmap.tasks.losses import IGNORED_BIT
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Polygons
 from satmap.weights.network_files import load_pretrained_encoder
@@ -65,6 +78,13 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
                 f"recipe {recipe.name}: MixUp needs probability maps, which the task instances "
                 "does not have. Leave `mixup` out."
             )
+        for member in recipe.all_members:
+            heads = member.losses.maps.map_names if member.losses.maps else ()
+            if set(heads) != set(recipe.task.network.maps):
+                raise SatmapError(
+                    f"recipe {recipe.name}: `losses: {{maps: ...}}` and `network: {{maps: ...}}` "
+                    "must name the same probability maps."
+                )
 
     # Images and labels
 
@@ -94,16 +114,25 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         """
         image, target = read_crop(chip, geometry, size, channels)
         instances, boxes = find_parts(target, self.recipe.task.least_px)
-        return {"image": image, "instances": instances, "boxes": boxes}
+        sample: dict[str, NDArray[Any]] = {"image": image, "instances": instances, "boxes": boxes}
+        if self.map_names:
+            sample["target"] = target_of_maps(instances)
+        return sample
 
     def collate(self, samples: Sequence[dict[str, NDArray[Any]]]) -> dict[str, Any]:
         """Stack images and instances; boxes stay a list."""
-        stacked = {name: np.stack([s[name] for s in samples]) for name in ("image", "instances")}
+        names = [name for name in samples[0] if name != "boxes"]
+        stacked = {name: np.stack([sample[name] for sample in samples]) for name in names}
         return {**stacked, "boxes": [sample["boxes"] for sample in samples]}
 
     def build_network(self, member: Member) -> CascadeNetwork:
         """Make the cascade of a member."""
-        return CascadeNetwork(build_encoder(member.encoder, member.bands), self.recipe.task.network)
+        return CascadeNetwork(
+            build_encoder(member.encoder, member.bands),
+            self.recipe.task.network,
+            member.decoder.widths,
+            member.decoder.kind,
+        )
 
     def load_encoder(self, network: nn.Module, file: Path) -> None:
         """Load the ImageNet weights of a file into the encoder."""
@@ -145,7 +174,12 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         self, outputs: dict[str, Tensor], batch: Batch, losses: InstanceLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the parts of the loss."""
+        logits = outputs.get(MAPS)
+        outputs = {name: value for name, value in outputs.items() if name != MAPS}
         parts = {name: getattr(losses, name) * value for name, value in outputs.items()}
+        if logits is not None and losses.maps:
+            names = self.map_names
+            parts[MAPS], _ = building_loss(logits, names, batch["target"], losses.maps, total)
         whole = torch.stack(list(parts.values())).sum()
         return whole, {name: value.detach() for name, value in parts.items()}
 
@@ -164,6 +198,33 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         return BuildingScore(match_buildings(true_buildings(chip), rows).counts, rows)
 
     # Prediction
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the probability maps that the networks also predict."""
+        return self.recipe.task.network.maps
+
+    def find_rating_model(self, weights: Path) -> Path | None:
+        """Return the path of the second-level model beside the networks, if there is one."""
+        return find_confidence(weights) if self.map_names else None
+
+    def predict(self, image: PreparedImage, device: torch.device) -> FoundInstances:
+        """Find the buildings of an image, and its probability maps if the networks have any."""
+        found = super().predict(image, device)
+        if not self.map_names:
+            return found
+        members = [EnsembleMember(_Maps(m.network), m.votes) for m in image.members]
+        values = predict_maps(members, image.pixels, self.recipe.inference, device)
+        inside = image.inside
+        if inside is None:
+            values = resize_maps(values, image.shape)
+        maps = ProbabilityMaps(self.map_names, values, image.metres_per_pixel)
+        corner = (-inside.left, -inside.top) if inside else (0, 0)
+        return FoundInstances(Instances(found.get(), maps, *corner))
+
+    def maps_of(self, prediction: Any) -> ProbabilityMaps | None:
+        """Return the probability maps of a prediction, if it has any."""
+        return prediction.maps if isinstance(prediction, Instances) else None
 
     def predict_window(
         self, network: nn.Module, pixels: Tensor, category: str | None
@@ -227,11 +288,44 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
             self.recipe.task.vectorizer.of(group_of(chip.image_id)),
             (chip.image.height, chip.image.width),
             place.metres_per_pixel if place else (1.0, 1.0),
+            rating_model,
         )
 
     def tune(self, request: TuningRequest) -> Tuning:
         """Fit least score and least area per area of interest to a submission, by F1."""
         return tune_instances(request, self.recipe.task.vectorizer)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The probability maps of a cascade, as the ensemble of maps calls networks."""
+
+    network: CascadeNetwork
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.network.encoder
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return self.network.settings.maps
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network.map_logits(images)
+
+
+def target_of_maps(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Draw the target of probability maps (h, w, 2) from the buildings of a crop.
+
+    It is that of the task ``buildings`` with a border of one pixel, without contact, and with equal
+    weights.
+    """
+    known = np.maximum(instances, 0)
+    target = np.zeros((*instances.shape, 2), np.uint8)
+    target[..., 0] = (known > 0) * BODY_BIT | inner_border(known, 1) * BORDER_BIT
+    target[..., 0][instances < 0] = IGNORED_BIT
+    target[..., 1] = encode_weights(np.ones(1, np.float32))
+    return target
 
 
 def _draw(chip: Chip, outlines: Polygons, shape: tuple[int, int]) -> NDArray[np.uint16]:

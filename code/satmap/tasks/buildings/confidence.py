@@ -195,6 +195,19 @@ def fit_confidence(samples: Sequence[CandidateSample], forest: bool = False) -> 
     return ConfidenceFitResult(model, best, error, float(np.sqrt(spread / len(ious))))
 
 
+def find_confidence(weights: Path) -> Path | None:
+    """Return the path of the model beside the networks, if there is a valid one.
+
+    Raises:
+        SatmapError: as :func:`read_confidence`.
+    """
+    path = weights / CONFIDENCE_FILE
+    if not path.exists():
+        return None
+    read_confidence(path)
+    return path.resolve()
+
+
 def read_confidence(path: Path) -> ConfidenceModel:
     """Read a model from the file of its text.
 

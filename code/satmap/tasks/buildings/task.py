@@ -18,7 +18,7 @@ from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.buildings.confidence import CONFIDENCE_FILE, read_confidence
+from satmap.tasks.buildings.confidence import find_confidence
 from satmap.tasks.buildings.footprint_task import FootprintTask
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
@@ -94,11 +94,7 @@ class BuildingTask(BuildingOutputs, FootprintTask):
 
     def find_rating_model(self, weights: Path) -> Path | None:
         """Return the path of the confidence model beside the networks, if there is a valid one."""
-        path = weights / CONFIDENCE_FILE
-        if not path.exists():
-            return None
-        read_confidence(path)
-        return path.resolve()
+        return find_confidence(weights)
 
     def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> BuildingDecoder:
         """Return a decoder with the vectoriser settings for the image's view-angle category."""
