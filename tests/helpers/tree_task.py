@@ -156,13 +156,13 @@ class TreeTask(InstanceTask):
 
     def restore(self, found: Points, symmetry: Symmetry, shape: tuple[int, int]) -> Points:
         x, y, score = found.T
-        height, width = shape
+        height, width = shape[::-1] if symmetry.quarter_turns % 2 else shape
         for _ in range(symmetry.quarter_turns):
             x, y, height, width = height - y, x, width, height
         return np.column_stack([shape[1] - x if symmetry.mirrored else x, y, score])
 
-    def shift(self, found: Points, left: int, top: int) -> Points:
-        return np.asarray(found + np.array([left, top, 0]))
+    def place(self, found: Points, scale: NDArray[Any], offset: NDArray[Any]) -> Points:
+        return np.asarray(found * np.array([*scale, 1]) + np.array([*offset, 0]))
 
     def merge(self, candidates: Sequence[WindowCandidates]) -> Points:
         found = suppress(np.concatenate([each.found for each in candidates]))

@@ -113,7 +113,8 @@ class TestEncoder:
     def test_it_has_all_of_timms_tensors(self, encoder: Encoder) -> None:
         with torch.device("meta"):
             model = timm.create_model(ENCODERS[encoder.name].timm_name, pretrained=False)
-        head = ("conv_head.", "bn2.") if encoder.name.startswith("efficientnet") else ()
+        heads = {"efficientnet": ("conv_head.", "bn2."), "vgg": ("pre_logits.",)}
+        head = next((h for kind, h in heads.items() if encoder.name.startswith(kind)), ())
         unused = (f"{pretrained_config(encoder.name).classifier}.", *head)
         ours = encoder.state_dict()
         names = encoder.timm_names()

@@ -217,7 +217,7 @@ def test_members_that_differ_only_in_the_decoder_have_different_names() -> None:
         "fold0-resnet18-3band", "fold0-resnet18-3band-light",
     ]  # fmt: skip
     content["members"][1] = {**first, "decoder": [1, 1, 1, 1]}
-    with pytest.raises(SatmapError, match="same fold, encoder, bands and kind of decoder"):
+    with pytest.raises(SatmapError, match="same fold, encoder, bands, kind of decoder and area"):
         parse_recipe(yaml.safe_dump(content), "x")
 
 
@@ -264,7 +264,7 @@ def test_faults_inside_members_are_named() -> None:
         ("bands: 8", "bands: true", "members.1.bands"),
         ("bands: 8", "bands: 4.5", "members.1.bands"),
         ("fold: 1, encoder: resnet18", "fold: 1, encoder: resnet81", "mean resnet18 or"),
-        ("fold: 1, encoder: resnet18", "fold: 1, encoder: vgg", "'vgg'; known are .*dpn92"),
+        ("fold: 1, encoder: resnet18", "fold: 1, encoder: unet", "'unet'; known are .*dpn92"),
         ("epochs: 8", "epochs: 8\n    freeze_encoder_stages: 2", "needs freeze_encoder_epochs"),
         ("peak: 2.0e-3", "peak: .inf", "peak"),
         ("checkpoints: [last]", "checkpoints: []", "inference.checkpoints"),

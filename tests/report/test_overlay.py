@@ -101,12 +101,12 @@ def test_the_legend_counts_what_the_scorer_counts(
     # And the pictures of a training.
     texts.clear()
     outlines = np.array([row.polygon for row in truth], np.object_)
-    image = np.zeros((96, 96, 3), np.uint8), None
+    image = np.zeros((3, 96, 96), np.uint8)
     chip: Any = SimpleNamespace(
-        image_id=NAME, size=(96, 96), payload=outlines, read=lambda: image,
-        metres_per_pixel=(0.3, 0.3),
+        image_id=NAME, size=(96, 96), payload=outlines, read_image=lambda *_: image,
+        metres_per_pixel=(0.3, 0.3), shape=(96, 96, 3),
     )  # fmt: skip
-    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), Counts(), proposal))
+    default_task("buildings").draw(chip, BuildingScore(Counts(1, 1, 1), proposal))
     assert texts == expected
 
 

@@ -313,8 +313,6 @@ def _vectorize(options: argparse.Namespace) -> int:
     require_map_output(options.output)
     if options.recipe:
         recipe = require_task(load_recipe(options.recipe), options.task)
-        if not recipe.map_names:
-            raise SatmapError(f"{recipe.task.name} are not made of probability maps.")
     else:
         recipe = default_recipe(options.task or "roads")
     require_any_format(recipe.task, options.output)
@@ -323,7 +321,8 @@ def _vectorize(options: argparse.Namespace) -> int:
     from satmap.tasks.dense import DenseTask
 
     task = task_of(with_pixel_size(recipe, options.metres_per_pixel))
-    assert isinstance(task, DenseTask), "networks with probability maps have dense tasks"
+    if not isinstance(task, DenseTask):
+        raise SatmapError(f"the task {recipe.task.name} has no probability maps to vectorise.")
     done = vectorize_directory(
         options.maps,
         options.output,

@@ -202,7 +202,8 @@ def add_tune(commands: Commands) -> None:
     tune.value(
         "maps MAPS",
         Path,
-        "directory of probability rasters, from `predict --out-of-fold --probabilities`",
+        "directory of probability rasters, from `predict --out-of-fold --probabilities`; for "
+        "instances the submission of `predict --out-of-fold`",
     )
     tune.value("truth TRUTH", Path, "truth of the images: CSV, for buildings also COCO annotations")
     tune.value("output OUT.yaml", Path, "recipe file to write")
@@ -219,8 +220,10 @@ def _tune(options: argparse.Namespace) -> int:
     --out-of-fold --probabilities MAPS`). TRUTH holds their true roads as CSV, or their true
     buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold cross-validation.
     If it does not improve the score of unseen images, the settings stay as they are. If the recipe
-    has a head per view angle category, each category is fitted separately. Use the result with
-    `predict --recipe OUT.yaml`.
+    has a head per view angle category, each category is fitted separately. For the task instances
+    MAPS is a submission with many uncertain buildings (predict with `vectorizer: {least_score:
+    0.05, least_px: 0}` in the recipe), and every area gets its own least score and size. Use the
+    result with `predict --recipe OUT.yaml`.
 
     Examples:
       satmap tune maps/ truth.csv tuned.yaml --recipe small-roads
@@ -230,8 +233,9 @@ def _tune(options: argparse.Namespace) -> int:
     from satmap.submissions.output_checks import require_recipe_output
 
     recipe = require_task(load_recipe(options.recipe), options.task)
-    require_directories([options.maps])
-    require_existing(options.truth)
+    if recipe.map_names:
+        require_directories([options.maps])
+    require_existing(options.maps, options.truth)
     require_recipe_output(options.output)
     from satmap.tasks.tune import tune_recipe
 

@@ -74,7 +74,7 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
         plan.faults.update(found.faults)
         content = cut_chips(plan, task, directory)
         content |= {
-            "task": task.recipe.task.name, "noun": f"{task.label_noun}s",
+            "noun": f"{task.label_noun}s",
             "folds": task.recipe.folds, "labels": str(data.labels),
         }  # fmt: skip
         # The network may work again, so the next run tries again.
@@ -82,7 +82,7 @@ def find_own_chips(data: OwnData, task: "Task", channels: int, cache: Path) -> I
             return list_chips(directory, content, task.recipe.folds)
         with atomic_path(index) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-    return read_chips(directory, task.recipe.task.name, task.recipe.folds)
+    return read_chips(directory, f"{task.label_noun}s", task.recipe.folds)
 
 
 def _remove_unused(cache: Path) -> None:
@@ -99,7 +99,7 @@ def _digest(
     data: OwnData, images: Sequence[Source], labels: Sequence[Path], task: "Task", channels: int
 ) -> str:
     """Hash everything that the chips depend on; files by path, size and time."""
-    parts: list[Any] = [_FORMAT, astuple(data), task.recipe.task.name, channels]
+    parts: list[Any] = [_FORMAT, astuple(data), task.label_noun, channels]
     parts += [task.recipe.stretch, task.default_metres_per_pixel, *images]
     try:
         for image in images:

@@ -96,9 +96,11 @@ def score_files(
     files = truth, proposal
     kinds = detect(truth), detect(proposal)
     if with_polygons and not _have_outlines(*files, kinds):
+        both_vectors = kinds == (Format.VECTORS, Format.VECTORS)
+        what = "holds roads" if both_vectors else f"is {kinds[0]}"
         raise SatmapError(
-            f"--polygons is for outlines of buildings, but {truth} is {kinds[0]}. Compare CSV or "
-            "vector files of buildings; `satmap predict --export` writes them."
+            f"--polygons is for outlines of buildings, but {truth} {what}. Compare CSV or vector "
+            "files of buildings; `satmap predict --export` writes them."
         )
     match kinds:
         case Format.ROADS_CSV, Format.ROADS_CSV:

@@ -9,7 +9,8 @@ https://arxiv.org/abs/1602.07261; ResNet, https://arxiv.org/abs/1512.03385; ResN
 https://arxiv.org/abs/1611.05431; SENet, https://arxiv.org/abs/1709.01507; DenseNet,
 https://arxiv.org/abs/1608.06993; EfficientNet, https://arxiv.org/abs/1905.11946, its Lite variants
 without squeeze-and-excitation and with ReLU6, and its second version,
-https://arxiv.org/abs/2104.00298; ConvNeXt, https://arxiv.org/abs/2201.03545.
+https://arxiv.org/abs/2104.00298; VGG, https://arxiv.org/abs/1409.1556; ConvNeXt,
+https://arxiv.org/abs/2201.03545.
 """
 
 from collections.abc import Mapping
@@ -183,6 +184,16 @@ ENCODERS: Mapping[str, EncoderSpec] = {
     "efficientnetv2_m": _efficientnet(
         "tf_efficientnetv2_m.in21k_ft_in1k", (24, 48, 80, 176, 512), _EFFICIENTNET_STAGES
     ),
+    # The last feature is only pooled, so that the one at stride 16 is conv5_3, as in the reference
+    # of the task `instances`.
+    "vgg16": EncoderSpec(
+        "vgg16.tv_in1k",
+        (64, 128, 256, 512, 512),
+        tuple(
+            tuple(f"features.{layer}" for layer in range(start, end))
+            for start, end in ((0, 5), (5, 10), (10, 17), (17, 30), (30, 31))
+        ),
+    ),
     "convnext_tiny": _convnext("convnext_tiny.fb_in22k_ft_in1k"),
     "convnext_small": _convnext("convnext_small.fb_in22k_ft_in1k"),
 }
@@ -233,18 +244,19 @@ class Encoder(nn.Module):
         std = torch.tensor(self.std, device=pixels.device).view(shape)
         return (pixels.float() / 255 - mean) / std
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
         """Compute the features.
 
         Args:
             x: normalised images, float (N, in_channels, H, W), H and W multiples of 32.
+            stages: number of stages to compute; None for all.
 
         Returns:
             One feature per stage, (N, C, H / stride, W / stride), with C and stride as in
             ``channels`` and ``strides``.
         """
         features = []
-        for stage in self.stages:
+        for stage in self.stages[:stages]:
             y = stage(x)
             # timm passes DPN's residual and dense paths on as a pair.
             x = torch.cat(y, dim=1) if isinstance(y, tuple) else y

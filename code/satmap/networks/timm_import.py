@@ -59,7 +59,8 @@ import timm.models.efficientnet  # noqa: E402
 import timm.models.inception_resnet_v2  # noqa: E402
 import timm.models.inception_v4  # noqa: E402
 import timm.models.resnet  # noqa: E402
-import timm.models.senet  # noqa: E402, F401
+import timm.models.senet  # noqa: E402
+import timm.models.vgg  # noqa: E402, F401
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402
 from timm.layers.conv2d_same import Conv2dSame  # noqa: E402
 from timm.layers.norm_act import BatchNormAct2d  # noqa: E402

@@ -123,9 +123,17 @@ class UNet(nn.Module):
                     f"categories must be indices from 0 to {len(self.categories) - 1}, one for "
                     f"each of {x.shape[0]} images, not {category.tolist()}"
                 )
-        size = x.shape[-2:]
+        height, width = x.shape[-2:]
         features = dict(zip(self.encoder.strides, self.encoder(x), strict=True))
-        x = features.pop(STRIDE)
+        logits: Tensor = self.decode(features, (height, width), category)
+        return logits
+
+    def decode(
+        self, features: Mapping[int, Tensor], size: tuple[int, int], category: Tensor | None = None
+    ) -> Tensor:
+        """Compute the logits from the encoder's features by stride, for images of a size."""
+        features = dict(features)
+        x: Tensor = features.pop(STRIDE)
         for block, stride in zip(self.decoder, DECODER_STRIDES, strict=False):
             x = block(x, features.pop(stride, None))
         x = self.head(x)
@@ -137,7 +145,7 @@ class UNet(nn.Module):
         # maps are upsampled instead of 64. The published weights were trained with aligned corners.
         if len(self.decoder) == len(DECODER_STRIDES):
             return x
-        return resize_bilinear(x, (size[0], size[1]))
+        return resize_bilinear(x, size)
 
     def order_maps(self, names: Sequence[str]) -> None:
         """Change the order of the output maps to ``names``.

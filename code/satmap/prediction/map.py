@@ -23,7 +23,7 @@ from satmap.errors import SatmapError
 from satmap.exports import GIS_SUFFIXES, OSM_SUFFIXES
 from satmap.io.checksums import FileRecord, in_threads, record_file
 from satmap.io.progress import track
-from satmap.io.text import printable, public_address
+from satmap.io.text import counted, printable, public_address
 from satmap.networks.ensemble import EnsembleMember
 from satmap.networks.windows import window_count
 from satmap.prediction.journal import Journal
@@ -220,7 +220,7 @@ def _plan(request: MapRequest) -> MapPlan:
         names += [(map_id, box, around) for box, around in zip(blocks.values(), seen, strict=True)]
         tiles += _tiles(map_id, mosaic, blocks, seen, len(tiles), request, task)
     _require_fitting_outputs(request, task, mosaics, [tile.chip for tile in tiles])
-    print(f"{len(tiles)} blocks; {describe_networks(files, recipe)}", flush=True)
+    print(f"{counted(len(tiles), 'block')}; {describe_networks(files, recipe)}", flush=True)
     options = [request.bands, request.priority, request.stretch, gsd, side, context]
     return MapPlan(
         recipe,

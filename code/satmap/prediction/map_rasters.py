@@ -11,7 +11,7 @@ from pathlib import Path
 from satmap.data.layers import Layer, Stretch, find_layers, stretched
 from satmap.data.mosaic import Mosaic
 from satmap.data.sources import Source
-from satmap.io.text import public_address
+from satmap.io.text import counted, public_address
 from satmap.prediction.stretches import KeptStretches
 from satmap.weights.members import WeightFile, trained_bands
 
@@ -125,7 +125,7 @@ def describe(mosaics: Mapping[str, Mosaic], gsd: float | None) -> list[str]:
             print(f"{map_id}: {size}, no georeference", flush=True)
             continue
         metres = mosaic.georeference.gsd_m
-        print(f"{map_id}: {rasters} rasters, {size} of {metres:.3g} m", flush=True)
+        print(f"{map_id}: {counted(rasters, 'raster')}, {size} of {metres:.3g} m", flush=True)
         sizes = [layer.georeference.gsd_m for layer in mosaic.layers if layer.georeference]
         if not mosaic.is_exact:
             print(

@@ -206,7 +206,7 @@ def make_plan(request: Request) -> Plan:
     """
     files, recipe, task, rating_model = ensemble_of(request)
     require_formats(recipe.task, request.output, request.exports)
-    if request.maps and not isinstance(task, DenseTask):
+    if request.maps and not task.map_names:
         raise SatmapError(
             f"--probabilities: networks for {task.noun} have no probability maps. Leave it out."
         )

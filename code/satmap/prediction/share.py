@@ -21,12 +21,13 @@ from satmap.prediction.decoding import DecodeQueue
 from satmap.prediction.journal import Journal
 from satmap.prediction.plan import Plan, Request, Work
 from satmap.rasters.map_files import map_writer
-from satmap.rasters.map_store import MapStore, copy_maps, store_maps
+from satmap.rasters.map_store import MapStore, copy_maps, store_and_decode, store_maps
 from satmap.runtime.device import DEVICE_ERRORS
 from satmap.runtime.ranks import Ranks
 from satmap.runtime.workers import BoundedPool, read_ahead
 from satmap.tasks.base import PendingResult, PreparedImage, Task
 from satmap.tasks.dense import DenseTask
+from satmap.weights.members import require_area
 
 #: Number of images that are read before the networks need them.
 READ_AHEAD = 2
@@ -100,6 +101,12 @@ class _NetworkStage:
             pairs = zip(members, self.plan.held_out, strict=True)
             members = [member for member, images in pairs if chip.image_id in images]
         try:
+            fitting = require_area(self.plan.files, chip.aoi)
+            members = [
+                member
+                for member, fits in zip(self.members, fitting, strict=True)
+                if fits and member in members
+            ]
             return self.plan.prepare(index, members)
         except Exception as error:
             return error
@@ -189,7 +196,9 @@ class _NetworkStage:
             self.queue.decoded(index, georeference, found)
 
         if not isinstance(self.plan.task, DenseTask):
-            self._submit(index, image, decoded, decode, prediction)
+            maps = self.plan.task.maps_of(prediction)
+            arguments = maps, georeference, rasters, decode, prediction
+            self._submit(index, image, decoded, store_and_decode, *arguments)
         # An RGB image that replaces a broken multispectral one may have another pixel grid. Its
         # maps do not fit to those of the neighbours.
         elif self._fits(index, image):

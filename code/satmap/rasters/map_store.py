@@ -92,6 +92,23 @@ def store_maps(
     return decode and decode(maps)
 
 
+def store_and_decode(
+    maps: ProbabilityMaps | None,
+    georeference: Georeference | None,
+    rasters: Sequence[Path],
+    decode: Callable[[Any], Any],
+    prediction: Any,
+) -> Any:
+    """Write the probability maps of a prediction to ``rasters``, if any, and decode it.
+
+    Raises:
+        CannotWriteError: as :func:`store_maps`.
+    """
+    if maps is not None:
+        store_maps(maps, georeference, rasters)
+    return decode(prediction)
+
+
 def copy_maps(stored: Path, paths: Sequence[Path]) -> None:
     """Copy probability maps from the store to other files; raises as :func:`store_maps`."""
     for path in paths:

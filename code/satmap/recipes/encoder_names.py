@@ -27,6 +27,7 @@ ENCODER_NAMES = (
     "efficientnet_lite2",
     "efficientnetv2_s",
     "efficientnetv2_m",
+    "vgg16",
     "convnext_tiny",
     "convnext_small",
 )

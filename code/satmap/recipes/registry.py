@@ -74,6 +74,12 @@ BUILT_IN = (
         "satmap.tasks.raster.settings:RasterLosses",
         "satmap.tasks.raster.task:RasterTask",
     ),
+    TaskEntry(
+        "instances",
+        "satmap.tasks.building_instances.settings:InstanceTaskSettings",
+        "satmap.tasks.building_instances.settings:InstanceLosses",
+        "satmap.tasks.building_instances.task:BuildingInstanceTask",
+    ),
 )
 
 

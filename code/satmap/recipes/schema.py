@@ -195,10 +195,12 @@ class Member(Settings, Generic[LossesT]):
     """Ensemble member: one network, trained on all folds except its own.
 
     With ``fold: null`` it is trained on all chips. Then there is no validation, and only the last
-    weights are kept.
+    weights are kept. With an ``area``, such as ``AOI_2_Vegas``, it is trained and used only for
+    images of that area of interest.
     """
 
     fold: NonNegativeInt | None
+    area: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$")
     encoder: str
     pretrained: bool = Field(True, description="start from ImageNet weights")
     #: Number of image bands to use, in the order red, green, blue, then the other five.
@@ -210,7 +212,8 @@ class Member(Settings, Generic[LossesT]):
     @property
     def name(self) -> str:
         """The stem of the member's weight files, unique within a recipe."""
-        return member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
+        name = member_name(self.fold, self.encoder, self.bands, self.decoder.kind)
+        return f"{name}-{self.area}" if self.area else name
 
     @property
     def shape(self) -> tuple[str, int, DecoderSettings]:
@@ -267,16 +270,17 @@ def member_name(fold: int | None, encoder: str, bands: int, decoder: str = "plai
 
 
 class Optimizer(Settings):
-    """Adam or AdamW, with gradients clipped to a global norm.
+    """Adam, AdamW, or SGD with a momentum of 0.9; gradients are clipped to a global norm.
 
     With ``ema_decay`` the exponential moving average of the weights is scored and saved instead of
-    the weights.
+    the weights. ``bias_rate`` is the factor of the learning rate of biases; None for 1.
     """
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    bias_rate: PositiveFloat | None = None
 
 
 class Inference(Settings):
@@ -412,7 +416,7 @@ class Recipe(Settings, Generic[TaskT, LossesT]):
         for members in self.members_by_round:
             if len({member.name for member in members}) < len(members):
                 raise ValueError(
-                    "two members have the same fold, encoder, bands and kind of decoder"
+                    "two members have the same fold, encoder, bands, kind of decoder and area"
                 )
         members = self.all_members
         if any(member.fold is not None and member.fold >= self.folds for member in members):

@@ -34,6 +34,7 @@ from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
 from satmap.networks.ensemble import EnsembleMember, Pixels
+from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.recipes.registry import find_task
 from satmap.recipes.schema import Member, Recipe, default_recipe
@@ -334,6 +335,15 @@ class Task(ABC):
 
     #: Number of predicted values per pixel; decides which images are large.
     values_per_pixel: int = 1
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the probability maps that ``predict --probabilities`` writes, if any."""
+        return ()
+
+    def maps_of(self, prediction: Any) -> ProbabilityMaps | None:
+        """Return the probability maps of a prediction, if it has any."""
+        return None
 
     @abstractmethod
     def predict(self, image: PreparedImage, device: torch.device) -> PendingResult:

@@ -8,7 +8,6 @@ The engine averages the maps of symmetries, ensemble members and windows
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,7 +76,7 @@ class DenseTask(Task):
     ignored_bit: ClassVar[int] = 0
     target_bytes: ClassVar[int] = 1
 
-    @cached_property
+    @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the networks' probability maps."""
         return self.recipe.map_names

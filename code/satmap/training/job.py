@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from satmap.data.crops import CachedChip
 from satmap.errors import SatmapError
@@ -37,6 +37,8 @@ from satmap.weights.members import BAND_MEAN_KEY, BAND_STD_KEY, GSD_KEY, WeightF
 # Sample of the training images for their statistics: number of chips, and side in pixels.
 _SAMPLED_CHIPS = 64
 _SAMPLED_PX = 256
+# Momentum of SGD, that of the reference solutions.
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -238,19 +240,30 @@ def save_train_state(job: Job, state: TrainState, progress: Progress) -> None:
 def make_optimizer(network: nn.Module, job: Job, stage: int) -> Optimizer:
     """Make the optimizer of a stage, without state.
 
-    If the encoder has its own learning rate, its parameters are the second group. Every group has
-    the factor of its learning rate as ``rate``; absent means 1.
+    Parameters whose learning rate has a factor other than 1 form groups of their own, with the
+    factor as ``rate``. The first group has none.
     """
     settings, stages = job.recipe.optimizer, job.member.stages
+    encoder_rate = stages[stage].encoder_rate if stage < len(stages) else None
+    encoder: set[int] = set()
+    if encoder_rate not in (None, 1):
+        encoder = {id(parameter) for parameter in job.task.encoder_parameters(network)}
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        rate = (encoder_rate or 1.0) if id(parameter) in encoder else 1.0
+        if settings.bias_rate and name.endswith("bias"):
+            rate *= settings.bias_rate
+        groups.setdefault(rate, []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {"params": members} if rate == 1 else {"params": members, "rate": rate}
+        for rate, members in groups.items()
+        if members
+    ]
+    decay = settings.weight_decay
+    if settings.name == "sgd":
+        return SGD(described, lr=0.0, momentum=_MOMENTUM, weight_decay=decay)
     kind = Adam if settings.name == "adam" else AdamW
-    rate = stages[stage].encoder_rate if stage < len(stages) else None
-    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
-    if rate not in (None, 1):
-        encoder = job.task.encoder_parameters(network)
-        own = {id(parameter) for parameter in encoder}
-        others = [parameter for parameter in network.parameters() if id(parameter) not in own]
-        groups = [{"params": others}, {"params": encoder, "rate": rate}]
-    return kind(groups, lr=0.0, weight_decay=settings.weight_decay)
+    return kind(described, lr=0.0, weight_decay=decay)
 
 
 def _record_run(progress: Progress, context: RunContext) -> None:

@@ -105,6 +105,7 @@ def train(
         lambda: _find_unlabelled(directories, rounds[-1], preparation.chips, options)
     )
     _require_shared_weights(context)
+    rounds = [_with_chips(each, preparation.chips) for each in rounds]
     faults = preparation.faults | unlabelled.faults
     if context.restart:
         # Delete the states only once: each later phase must resume the phase before it.
@@ -342,10 +343,31 @@ def _train(
         )
 
 
+def _with_chips(this: TrainingRound, chips: Sequence[CachedChip]) -> TrainingRound:
+    """Leave out the members whose area of interest has no chips.
+
+    Raises:
+        SatmapError: no member is left.
+    """
+    areas = {chip.aoi for chip in chips}
+    known = [member for member in this.members if member.area in (None, *areas)]
+    others = [str(member.area) for member in this.members if member not in known]
+    if not known:
+        raise SatmapError(
+            f"recipe {this.recipe.name} has networks for the areas {', '.join(others)}, but the "
+            f"chips are of {', '.join(sorted(areas))}. Change `area` of the recipe's members."
+        )
+    if others:
+        this.context.ranks.say(f"no chips of {', '.join(others)}: their networks are left out")
+    return replace(this, members=known)
+
+
 def _split(
     member: Member, chips: Sequence[CachedChip], folds: Mapping[str, int]
 ) -> tuple[Sequence[CachedChip], Sequence[CachedChip]]:
     """Return the chips that a member learns from, and those that it is validated on."""
+    if member.area:
+        chips = [chip for chip in chips if chip.aoi == member.area]
     held_out = [chip for chip in chips if folds[chip.image_id] == member.fold]
     others = [chip for chip in chips if folds[chip.image_id] != member.fold]
     # If all chips are in the member's fold, train and validate on the same chips.

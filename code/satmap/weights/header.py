@@ -139,9 +139,14 @@ def parse_header(path: Path, metadata: Mapping[str, str]) -> NetworkHeader:
     """Parse the metadata of ``path`` that describe its network.
 
     Raises:
-        SatmapError: the metadata are broken, or name an encoder or decoder that this version of
-            satmap does not have.
+        SatmapError: the network has no probability maps, the metadata are broken, or they name an
+            encoder or decoder that this version of satmap does not have.
     """
+    if metadata.get(CONTENT_KEY) == TASK_CONTENT:
+        raise SatmapError(
+            f"{path} holds a network for {printable(metadata.get('architecture', 'a task'), 60)}, "
+            "which has no probability maps. This command needs a network that has them."
+        )
     try:
         return NetworkHeader.model_validate(dict(metadata))
     except ValidationError as error:

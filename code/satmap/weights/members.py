@@ -86,6 +86,16 @@ class WeightFile:
             ) from error
 
     @cached_property
+    def area(self) -> str | None:
+        """The area of interest that the network is for; None for all.
+
+        Raises:
+            SatmapError: the recipe cannot be read.
+        """
+        named = {member.name: member.area for member in self.recipe.ensemble}
+        return named.get(self.metadata.get("member", ""))
+
+    @cached_property
     def held_out(self) -> frozenset[str] | None:
         """Ids of the images held out for validation; None if the file has no such list.
 
@@ -160,6 +170,27 @@ def find_weights(directory: Path) -> list[WeightFile]:
             "directory with --weights."
         )
     return [WeightFile(path, read_weights_metadata(path)) for path in paths]
+
+
+def require_area(files: Sequence[WeightFile], area: str) -> list[bool]:
+    """Return which networks are for images of an area of interest.
+
+    Networks that are all for the same area are used for all images.
+
+    Raises:
+        SatmapError: none is.
+    """
+    areas = {file.area for file in files}
+    if len(areas) == 1:
+        return [True] * len(files)
+    chosen = [file.area in (None, area) for file in files]
+    if not any(chosen):
+        raise SatmapError(
+            f"no network is for the area {area or 'of this image'}; there are networks for "
+            f"{', '.join(sorted(filter(None, areas)))}. Give a directory with the weights of one "
+            "of them with --weights."
+        )
+    return chosen
 
 
 def recipe_of(files: Sequence[WeightFile]) -> Recipe:

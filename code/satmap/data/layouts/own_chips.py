@@ -26,14 +26,14 @@ from satmap.vectors.georeference import georeference_from_json
 INDEX = "chips.json"
 
 
-def find_cut_chips(directories: Sequence[Path], task_name: str) -> Inventory | None:
-    """List the chips of folders that satmap cut for a task; None for other directories.
+def find_cut_chips(directories: Sequence[Path], noun: str) -> Inventory | None:
+    """List the chips of folders that satmap cut with labels of ``noun``; None for others.
 
     With several folders, ids and areas begin with the number of the folder: ``set1-``, ``set2-``.
 
     Raises:
-        SatmapError: there are other directories, too, the chips are those of another task, or an
-            index is damaged.
+        SatmapError: there are other directories, too, the chips have labels of something else, or
+            an index is damaged.
     """
     cut = [directory for directory in directories if (directory / INDEX).is_file()]
     if not cut:
@@ -46,7 +46,7 @@ def find_cut_chips(directories: Sequence[Path], task_name: str) -> Inventory | N
         )
     if len(set(map(Path.resolve, cut))) < len(cut):
         raise SatmapError("the same folder of chips is given twice.")
-    found = [read_chips(directory, task_name) for directory in cut]
+    found = [read_chips(directory, noun) for directory in cut]
     return found[0] if len(found) == 1 else _joined(found)
 
 
@@ -92,21 +92,21 @@ def _renamed(inventory: Inventory, prefix: str) -> Inventory:
     )
 
 
-def read_chips(directory: Path, task_name: str, folds: int | None = None) -> Inventory:
+def read_chips(directory: Path, noun: str, folds: int | None = None) -> Inventory:
     """List the chips of a folder, and mark it as used.
 
     ``folds`` is the number of folds that the recipe needs; by default that when it was cut.
 
     Raises:
-        SatmapError: the chips are those of another task, or the index is damaged.
+        SatmapError: the chips do not have labels of ``noun``, or the index is damaged.
     """
     path = directory / INDEX
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        if content["task"] != task_name:
+        if content["noun"] != noun:
             raise SatmapError(
                 f"{directory} holds chips of {content['noun']}, but the networks or the recipe are "
-                f"for {task_name}."
+                f"for {noun}."
             )
         inventory = list_chips(directory, content, folds or content["folds"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,7 +16,12 @@ from satmap.errors import SatmapError
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
-from satmap.tasks.buildings.vectorizer.candidates import FEATURES, Candidates, find_candidates
+from satmap.tasks.buildings.vectorizer.candidates import (
+    FEATURES,
+    SCORED_FEATURES,
+    Candidates,
+    find_candidates,
+)
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.tracing import Floats, Labels, Mask
 
@@ -53,7 +58,8 @@ _FOREST = {
 class CandidateSample:
     """Building candidates of one image: its validation fold, their features and their IoU.
 
-    The features, (n, 10), are ``FEATURES``; the IoU, (n,), is the highest with a true building.
+    The features, (n, 10) or (n, 11), are ``FEATURES`` or ``SCORED_FEATURES``; the IoU, (n,), is the
+    highest with a true building.
     """
 
     fold: int
@@ -91,14 +97,15 @@ class ConfidenceModel:
         except (lightgbm.basic.LightGBMError, ValueError) as error:
             raise ValueError(f"not a LightGBM model: {error}") from error
         names = tuple(self._trees.feature_name())
-        if names != FEATURES:
+        if names not in (FEATURES, SCORED_FEATURES):
             raise ValueError(
                 f"the model's features are {', '.join(names)}, expected {', '.join(FEATURES)}"
             )
+        self.has_score = names == SCORED_FEATURES
         self.text = text
 
     def expected_iou(self, features: Floats) -> Floats:
-        """Predict the IoU of candidates, (n,), 0..1, from their ``FEATURES``, (n, 10)."""
+        """Predict the IoU of candidates, (n,), 0..1, from their features, (n, 10) or (n, 11)."""
         if not len(features):
             return np.zeros(0)
         expected = np.asarray(self._trees.predict(features, num_threads=1), np.float64)
@@ -106,19 +113,27 @@ class ConfidenceModel:
 
 
 def sample(
-    maps: ProbabilityMaps, truth: Labels, fold: int, settings: BuildingSettings
+    maps: ProbabilityMaps,
+    truth: Labels,
+    fold: int,
+    settings: BuildingSettings,
+    found: tuple[Labels, Floats] | None = None,
 ) -> CandidateSample:
     """Return the candidates of an image as training data for the model.
 
     The maps come from networks that were not trained on the image; the settings are those of the
-    prediction. ``truth`` has the same size: 0 outside, true buildings 1..n.
+    prediction. ``truth`` has the same size: 0 outside, true buildings 1..n. ``found`` are the
+    buildings 1..n of a cascade, and the score of each.
     """
-    found = candidates_of(maps, settings, truth)
-    return CandidateSample(fold, found.features, found.ious)
+    candidates = candidates_of(maps, settings, truth, found)
+    return CandidateSample(fold, candidates.features, candidates.ious)
 
 
 def candidates_of(
-    maps: ProbabilityMaps, settings: BuildingSettings, truth: Labels | None = None
+    maps: ProbabilityMaps,
+    settings: BuildingSettings,
+    truth: Labels | None = None,
+    found: tuple[Labels, Floats] | None = None,
 ) -> Candidates:
     """Return the candidates of probability maps in memory, with their IoU if truth is given."""
     height, width = maps.shape
@@ -129,6 +144,7 @@ def candidates_of(
         maps.shape,
         settings.least_px,
         truth=truth,
+        found=found,
     )
 
 
@@ -154,9 +170,11 @@ def fit_confidence(samples: Sequence[CandidateSample], forest: bool = False) -> 
 
     parameters = _PARAMETERS | (_FOREST if forest else {})
 
+    names = SCORED_FEATURES[: features.shape[1]]
+
     def data(rows: Mask) -> lightgbm.Dataset:
         return lightgbm.Dataset(
-            features[rows], ious[rows], feature_name=list(FEATURES), params=dict(parameters)
+            features[rows], ious[rows], feature_name=list(names), params=dict(parameters)
         )
 
     # Sum of squared errors by number of trees; each image is predicted by the other folds' model.
@@ -175,6 +193,19 @@ def fit_confidence(samples: Sequence[CandidateSample], forest: bool = False) -> 
     model = ConfidenceModel(final.model_to_string())
     error = float(np.sqrt(errors.min() / len(ious)))
     return ConfidenceFitResult(model, best, error, float(np.sqrt(spread / len(ious))))
+
+
+def find_confidence(weights: Path) -> Path | None:
+    """Return the path of the model beside the networks, if there is a valid one.
+
+    Raises:
+        SatmapError: as :func:`read_confidence`.
+    """
+    path = weights / CONFIDENCE_FILE
+    if not path.exists():
+        return None
+    read_confidence(path)
+    return path.resolve()
 
 
 def read_confidence(path: Path) -> ConfidenceModel:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -30,7 +31,10 @@ from satmap.provenance.manifest import (
 )
 from satmap.rasters.map_files import open_map_file
 from satmap.recipes.schema import parse_recipe
+from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.tasks.base import task_of
+from satmap.tasks.building_instances.settings import MergeSettings
+from satmap.tasks.building_instances.task import BuildingInstanceTask
 from satmap.tasks.buildings.confidence import (
     CONFIDENCE_FILE,
     CandidateSample,
@@ -81,10 +85,13 @@ def fit_to_prediction(
     _require_networks(manifest, weights)
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
     task = task_of(recipe)
-    if not isinstance(task, BuildingTask):
+    if not isinstance(task, BuildingTask | BuildingInstanceTask) or not task.map_names:
         raise SatmapError(
-            f"{submission} is a submission of {task.noun}; only buildings have a confidence model."
+            f"{submission} was predicted with the task {recipe.task.name}. A confidence model "
+            "needs buildings and their probability maps."
         )
+    # Buildings of a cascade are candidates, too, with their scores.
+    found = read_buildings_csv(submission) if isinstance(task, BuildingInstanceTask) else {}
     view_angle = parse_view_angle(manifest.view_angle) if manifest.view_angle else None
     began_in = Path(manifest.run.directory)
     places = directories or [began_in / directory for directory in manifest.directories]
@@ -98,7 +105,8 @@ def fit_to_prediction(
     for chip in track(chips, "measuring candidates", len(chips)):
         name = chip.long_id if recipe.submission.keep_prefix else chip.image_id
         try:
-            samples[chip.image_id] = _sample(chip, maps / f"{name}.tif", parts[chip.site], task)
+            raster, part = maps / f"{name}.tif", parts[chip.site]
+            samples[chip.image_id] = _sample(chip, raster, part, task, found.get(name))
         except SatmapError as error:
             faults[chip.image_id] = str(error)
     try:
@@ -152,10 +160,17 @@ def _require_networks(manifest: SubmissionManifest, weights: Path) -> None:
             )
 
 
-def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> CandidateSample:
+def _sample(
+    chip: Chip,
+    raster: Path,
+    part: int,
+    task: BuildingTask | BuildingInstanceTask,
+    rows: Sequence[BuildingRow] | None,
+) -> CandidateSample:
     """Measure the candidates of an image against its true buildings.
 
-    Where the label does not say what is there, there are no candidates: they would count as wrong.
+    ``rows`` are the buildings that a cascade found, if the networks are cascades. Where the label
+    does not say what is there, there are no candidates: they would count as wrong.
     """
     labels = read_building_labels(chip)
     # The pixel size is not used here; any value will do.
@@ -164,9 +179,16 @@ def _sample(chip: Chip, raster: Path, part: int, task: BuildingTask) -> Candidat
     shape = chip.image.height, chip.image.width
     if found.shape != shape:
         raise SatmapError(f"{raster} has {found.shape} pixels, but its image has {shape}.")
-    found = replace(found, values=found.values * ~ignored_pixels(chip, shape))
+    known = ~ignored_pixels(chip, shape)
+    found = replace(found, values=found.values * known)
     truth = draw_instances(labels.outlines, shape)
-    return sample(found, truth, part, task.result_decoder(chip).settings)
+    settings = task.result_decoder(chip).settings
+    if not isinstance(settings, MergeSettings):
+        return sample(found, truth, part, settings)
+    polygons = np.array([row.polygon for row in rows or ()], np.object_)
+    drawn = draw_instances(polygons, shape) * known
+    scores = np.array([row.confidence for row in rows or ()], np.float64)
+    return sample(found, truth, part, settings.watershed, (drawn, scores))
 
 
 def _write_manifest(

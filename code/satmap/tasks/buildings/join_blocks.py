@@ -32,13 +32,16 @@ _SIMPLIFY_PX = 1
 _NEAR_PX = 4
 
 
-def join_blocks(blocks: Iterable[tuple[Box, Iterable[Building]]]) -> list[Building]:
+def join_blocks(
+    blocks: Iterable[tuple[Box, Iterable[Building]]], margin: int = MARGIN_PX
+) -> list[Building]:
     """Join the buildings of blocks.
 
     The result does not depend on the order of the blocks.
 
     Args:
         blocks: rectangle of each block in the map, and its buildings in pixels of the block.
+        margin: pixels around a block that its buildings were found in.
 
     Returns:
         The buildings in pixels of the map, from top to bottom.
@@ -73,7 +76,7 @@ def join_blocks(blocks: Iterable[tuple[Box, Iterable[Building]]]) -> list[Buildi
         {(min(a, b), max(a, b)) for a, b in zip(on_seam[pairs[0]].tolist(), pairs[1].tolist(),
          strict=True) if block_of[a] != block_of[b]}
     )  # fmt: skip
-    seen = np.array([_rectangle(box) for box in _seen(places, boxes)], np.object_)[block_of]
+    seen = np.array([_rectangle(box) for box in _seen(places, boxes, margin)], np.object_)[block_of]
     groups = _groups_of_cut(polygons, own, seen, order)
     in_group = {index for group in groups for index in group}
     rank = {
@@ -98,7 +101,7 @@ def _rectangle(box: Box) -> shapely.Polygon:
     return shapely.box(box.left, box.top, box.right, box.bottom)
 
 
-def _seen(places: Sequence[Box], boxes: Sequence[shapely.Polygon]) -> list[Box]:
+def _seen(places: Sequence[Box], boxes: Sequence[shapely.Polygon], margin_px: int) -> list[Box]:
     """Return what each block was vectorised from: its rectangle with its margin."""
     tree = shapely.STRtree(boxes)
     seen = []
@@ -106,7 +109,7 @@ def _seen(places: Sequence[Box], boxes: Sequence[shapely.Polygon]) -> list[Box]:
         near = tree.query(rectangle.buffer(_NEAR_PX)).tolist()
         margin = with_margin(
             box.seen_from(box), [places[index].seen_from(box) for index in near],
-            (MARGIN_PX, MARGIN_PX),
+            (margin_px, margin_px),
         )  # fmt: skip
         seen.append(Box(box.left + margin.left, box.top + margin.top, margin.width, margin.height))
     return seen

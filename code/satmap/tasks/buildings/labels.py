@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,9 @@ from satmap.io.geojson_reader import read_geojson
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.vectors.buildings import Polygons
+
+# Labels with a smaller area are lines, square pixels.
+_LEAST_AREA = 1e-3
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def _repair(shapes: Polygons) -> tuple[Polygons, int]:
     # "structure" keeps loops of opposite orientation: a self-crossing building stays whole.
     fixed[~valid] = shapely.make_valid(shapes[~valid], method="structure", keep_collapsed=False)
     kept = [_polygonal(shape) for shape in fixed]
-    areas = [shape for shape in kept if not shape.is_empty]
+    # A line whose coordinates were rounded has an area, and would be drawn.
+    areas = [shape for shape in kept if shape.area > _LEAST_AREA]
     return np.array(areas, np.object_), int((~valid).sum())
 
 
@@ -139,17 +144,19 @@ def ignored_pixels(chip: Chip, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return ignored
 
 
-#: Draws a target, uint8 (h, w) or (h, w, bytes), from polygons and multi-polygons in pixels and the
+#: Draws a target, (h, w) or (h, w, bytes), from polygons and multi-polygons in pixels, given the
 #: height and width.
-Draw = Callable[[Polygons, tuple[int, int]], NDArray[np.uint8]]
+Draw = Callable[[Polygons, tuple[int, int]], NDArray[Any]]
 
 
-def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> EncodedLabel:
+def encode_buildings(
+    chip: Chip, image: NDArray[np.uint8], draw: Draw, ignored: int = IGNORED_BIT
+) -> EncodedLabel:
     """Read the buildings of a chip and draw its ``target``.
 
     ``image``, uint8 (h, w, channels), is the network input, which may differ in size from the file;
     it is 0 in all channels where there is no data. In the target, or its first byte, these pixels
-    are 0, and ignored pixels are ``IGNORED_BIT``. The payload is a list of hexadecimal WKB in
+    are 0, and ignored pixels are ``ignored``. The payload is a list of hexadecimal WKB in
     pixels of the file.
 
     Raises:
@@ -164,7 +171,7 @@ def encode_buildings(chip: Chip, image: NDArray[np.uint8], draw: Draw) -> Encode
     bits = target if target.ndim == 2 else target[..., 0]
     # Pixels without image data count as background.
     bits[~image.any(axis=2)] = 0
-    bits[ignored_pixels(chip, (height, width))] = IGNORED_BIT
+    bits[ignored_pixels(chip, (height, width))] = ignored
     georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},

@@ -201,7 +201,7 @@ class BuildingTaskSettings(TaskSettings):
         from satmap.data.layouts.building_challenges import find_building_images
         from satmap.data.layouts.own_chips import find_cut_chips
 
-        return find_cut_chips(directories, self.name) or find_building_images(
+        return find_cut_chips(directories, "buildings") or find_building_images(
             directories, bands, view_angle
         )
 

@@ -88,7 +88,7 @@ class RasterTaskSettings(TaskSettings):
         from satmap.data.layouts.building_challenges import find_building_images
         from satmap.data.layouts.own_chips import find_cut_chips
 
-        if own := find_cut_chips(directories, self.name):
+        if own := find_cut_chips(directories, "buildings"):
             return own
         inventory = find_building_images(directories, bands, view_angle)
         odd = [

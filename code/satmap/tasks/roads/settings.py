@@ -158,4 +158,4 @@ class RoadTaskSettings(TaskSettings):
         from satmap.data.layouts.own_chips import find_cut_chips
         from satmap.data.layouts.spacenet_roads import scan_roads
 
-        return find_cut_chips(directories, self.name) or scan_roads(directories)
+        return find_cut_chips(directories, "roads") or scan_roads(directories)

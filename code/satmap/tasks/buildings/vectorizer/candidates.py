@@ -9,6 +9,7 @@ Regions of a higher threshold lie inside those of lower ones. Their overlaps the
 the areas and one pixel of each region, and only one labelled image is in memory at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,12 @@ FEATURES = (
     "contour",
 )
 
+#: Features of candidates among which are buildings that a cascade found, with its score.
+SCORED_FEATURES = (*FEATURES, "score")
+
+#: Layer of the buildings that a cascade found.
+FOUND = -1
+
 #: Two candidates with at least this IoU are the same building.
 SAME_IOU = 0.5
 
@@ -53,9 +60,11 @@ class Candidates:
     """Candidates of an image or a part of it.
 
     Attributes:
-        layer: (n,), 0 for watershed instances, else 1 + index of the threshold.
+        layer: (n,), 0 for watershed instances, ``FOUND`` for those of a cascade, else 1 + index of
+            the threshold.
         label: (n,), label of the candidate in its layer.
-        features: (n, 10), see ``FEATURES``; lengths in pixels, probabilities 0..1.
+        features: (n, 10), see ``FEATURES``, or (n, 11) with the score of a cascade; lengths in
+            pixels, probabilities 0..1.
         rivals: (2, pairs), pairs of candidates for the same building.
         ious: (n,), highest IoU with a true building; 0 if no truth was given.
     """
@@ -75,44 +84,64 @@ def find_candidates(
     least_px: float,
     owned: Mask | None = None,
     truth: Labels | None = None,
+    found: tuple[Labels, Floats] | None = None,
 ) -> Candidates:
     """Find the candidates in a crop of an image of some height and width (``shape``).
 
     All arrays are (height, width): ``body``, the building probability, 0..255 for 0..1; the
     instances from the watershed; the pixels that thresholds are applied to (``owned``, by default
     all); and the true buildings. Candidates with fewer than ``least_px`` pixels are left out.
+    ``found`` are the buildings 1..n of a cascade, and the score of each.
     """
+    own = [(0, instances)] + ([(FOUND, found[0])] if found else [])
     layers: list[_Layer] = []
     ious = []
     rivals = [np.empty((2, 0), np.int64)]
     # From the highest threshold down, so that the regions inside a region are known already.
-    for number in (0, *range(len(THRESHOLDS), 0, -1)):
-        labels = instances if number == 0 else layer_labels(body, number)
-        if number and owned is not None:
+    for number in (*(number for number, _ in own), *range(len(THRESHOLDS), 0, -1)):
+        labels = dict(own)[number] if number <= 0 else layer_labels(body, number)
+        if number > 0 and owned is not None:
             labels = np.where(owned, labels, 0)
         layer = _measure(number, labels, body, box, shape, least_px)
         ious.append(_best_ious(labels, truth, layer))
         before = sum(len(other.label) for other in layers)
-        if number:
-            # Those among the instances, and those among the regions of higher thresholds.
-            one, other, shared = _shared(instances, labels)
-            a, area = layers[0].find(one)
+        # Those among the instances, and those among the regions of higher thresholds.
+        start = 0
+        for other_layer, (_, others) in zip(layers, own, strict=False):
+            one, other, shared = _shared(others, labels)
+            a, area = other_layer.find(one)
             b, other_area = layer.find(other)
             same = shared >= SAME_IOU * (area + other_area - shared)
-            rivals.append(np.stack([a[same], before + b[same]]))
-        if len(layers) > 1:
-            area = np.concatenate([inner.areas for inner in layers[1:]])
-            pixel = np.concatenate([inner.pixel for inner in layers[1:]])
+            rivals.append(np.stack([start + a[same], before + b[same]]))
+            start += len(other_layer.label)
+        if len(layers) > len(own):
+            area = np.concatenate([inner.areas for inner in layers[len(own) :]])
+            pixel = np.concatenate([inner.pixel for inner in layers[len(own) :]])
             b, other_area = layer.find(labels.ravel()[pixel])
             same = area >= SAME_IOU * other_area
-            rivals.append(np.stack([len(layers[0].label) + np.flatnonzero(same), before + b[same]]))
+            rivals.append(np.stack([start + np.flatnonzero(same), before + b[same]]))
         layers.append(layer)
     return Candidates(
         np.repeat([layer.number for layer in layers], [len(layer.label) for layer in layers]),
         np.concatenate([layer.label for layer in layers]),
-        np.concatenate([layer.features for layer in layers]),
+        _with_scores(layers, found[1]) if found else np.concatenate([e.features for e in layers]),
         np.concatenate(rivals, axis=1),
         np.concatenate(ious),
+    )
+
+
+def _with_scores(layers: Sequence["_Layer"], scores: Floats) -> Floats:
+    """Return the features of all layers with the scores of a cascade, 0 for other candidates."""
+    return np.concatenate(
+        [
+            np.column_stack(
+                [
+                    layer.features,
+                    scores[layer.label - 1] if layer.number == FOUND else 0 * layer.areas,
+                ]
+            )
+            for layer in layers
+        ]
     )
 
 
@@ -187,7 +216,7 @@ def _measure(
     borders = np.concatenate([corners[:, :2], np.array(shape[::-1]) - corners[:, 2:]], axis=1)
     features = np.stack(
         [
-            np.full(len(kept), THRESHOLDS[number - 1] if number else 0.0),
+            np.full(len(kept), THRESHOLDS[number - 1] if number > 0 else 0.0),
             area[kept],
             mean[kept],
             most[kept] / 255,

@@ -51,7 +51,7 @@ def squared_outlines(
     squared = outlines.copy()
     # Square pixels of the same area.
     scale = np.array(metres_per_pixel) / np.sqrt(np.prod(metres_per_pixel))
-    for group in _touching(exact):
+    for group in touching(exact):
         # Shift to the origin, so that rounding does not depend on the position in the image.
         corner = shapely.bounds(exact[group])[:, :2].min(axis=0)
         own = shapely.transform(exact[group], lambda xy, corner=corner: (xy - corner) * scale)
@@ -68,7 +68,7 @@ def squared_outlines(
     return squared
 
 
-def _touching(exact: Polygons) -> Iterator[Ints]:
+def touching(exact: Polygons) -> Iterator[Ints]:
     """Yield groups of buildings connected by shared walls; others form groups of one."""
     if not len(exact):
         return

@@ -1,0 +1,1 @@
+"""Task ``instances``: buildings found one by one by a cascade, without probability maps."""
