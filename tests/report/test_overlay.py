@@ -28,7 +28,7 @@ from satmap.submissions.coco_json import (
 )
 from satmap.submissions.coco_masks import CocoMask
 from satmap.tasks.base import default_task
-from satmap.tasks.buildings.task import BuildingScore
+from satmap.tasks.buildings.outputs import BuildingScore
 from synthetic_chips import square, write_coco, write_tile
 from synthetic_images import write_image, write_labels
 

@@ -64,11 +64,11 @@ def houses(seed: int) -> list[list[Ring]]:
     """Return the squares of a chip: 24 to 30 px, at least 8 px apart; some chips have none."""
     random = np.random.default_rng(seed)
     cells = random.permutation(4)[: seed % 4]
-    return [
-        square(*(np.array(divmod(int(cell), 2)) * 44 + random.integers(6, 12, 2)).tolist(),
-               float(random.integers(24, 31)))
-        for cell in cells
-    ]  # fmt: skip
+    found = []
+    for cell in cells.tolist():
+        x, y = (np.array(divmod(cell, 2)) * 44 + random.integers(6, 12, 2)).tolist()
+        found.append(square(x, y, float(random.integers(24, 31))))
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def _sample(
     raster: Path,
     part: int,
     task: BuildingTask | BuildingInstanceTask,
-    rows: Sequence[BuildingRow] | None,
+    rows: Sequence[BuildingRow] | None = None,
 ) -> CandidateSample:
     """Measure the candidates of an image against its true buildings.
 
