@@ -73,7 +73,7 @@ def _view(options: argparse.Namespace) -> int:
     if options.html:
         write_page(options.html, data, imagery)
         print(f"{options.html}: {options.html.stat().st_size / 1e6:.1f} MB")
-        return 0
+        return
     from satmap.viewer.server import MapServer
 
     tiles = None
@@ -82,17 +82,13 @@ def _view(options: argparse.Namespace) -> int:
         tiles = {"maxzoom": imagery.deepest_zoom, "bounds": imagery.bounds}
     page = make_page(data, tiles=tiles).encode()
     with MapServer(page, imagery, options.port) as server:
-        try:
-            print(f"{server.url} (Ctrl-C ends it)", flush=True)
-            if not options.no_browser:
-                import webbrowser
+        print(f"{server.url} (Ctrl-C ends it)", flush=True)
+        if not options.no_browser:
+            import webbrowser
 
-                if not webbrowser.open(server.url):
-                    print("satmap: no browser could be opened; open the address.", file=sys.stderr)
-            server.serve_forever(0.1)
-        except Terminated as ended:
-            raise Terminated(ended.status - 128, "stopped") from None
-    return 0
+            if not webbrowser.open(server.url):
+                print("satmap: no browser could be opened; open the address.", file=sys.stderr)
+        server.serve_forever(0.1)
 
 
 def _port(text: str) -> int:
