@@ -58,6 +58,16 @@ def _view(options: argparse.Namespace) -> int:
         if options.html.suffix.lower() not in _PAGE_SUFFIXES:
             raise SatmapError(f"{options.html}: the map is a page, so its name must end in .html.")
         require_writable(options.html)
+    try:
+        _show(options)
+    except Terminated as ended:
+        # Nothing is kept that the same command could resume from.
+        raise Terminated(ended.status - 128, "stopped") from None
+    return 0
+
+
+def _show(options: argparse.Namespace) -> None:
+    """Write the map as a file, or serve it until a signal ends the process."""
     from satmap.viewer.compare import compared
     from satmap.viewer.data import read_results
     from satmap.viewer.imagery import Imagery
