@@ -25,9 +25,11 @@ networks of ``sn5-roads``, and torchvision's DeepLabV3 over ResNet50, all in the
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,6 +68,8 @@ _TOLERANCE_PX = 3
 _WORST = 6
 _PASS_PX = 1024
 _BINS = 10
+# Metres per pixel of the networks.
+_ROAD_GSD, _BUILDING_GSD = 1.0, 0.2
 
 # Places of the training of starter-buildings, to leave out one after the other: images and labels
 # in DATA, and the metres to the east and north by which the labels are moved.
@@ -104,6 +108,10 @@ class Network:
     files: Sequence[WeightFile]
 
 
+# Data sets by name: weights (None for the starter), and a function that finds the chips.
+_DataSets = dict[str, tuple[Path | None, Callable[[Network], Sequence[Chip]]]]
+
+
 @dataclass(frozen=True)
 class ChipScore:
     """Score of one chip.
@@ -131,6 +139,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--left-out", type=Path, help="directory of weights by left-out place")
     parser.add_argument("--trained", type=Path, nargs="+", help="cut chips of the training")
+    parser.add_argument("--only", nargs="+", help="names of the data sets to score")
     parser.add_argument("--tta", type=int, help="views of each image (default: the recipe's)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -241,12 +250,25 @@ def _data_sets(
     options: argparse.Namespace,
 ) -> Iterator[tuple[str, Network, Sequence[CachedChip]]]:
     """Yield held-out chips and those of other data sets, each with the network to score."""
-    network = _load(options.weights or starter_weights(options.task), options.tta)
-    sets = _road_sets if options.task == "roads" else _building_sets
-    for name, other, chips in sets(network, options):
-        task = other.task
-        cache = options.work / "cache"
-        yield name, other, prepare_chips(chips, 3, cache, task.recipe.stretch, task).chips
+    cache = options.work / "cache"
+    starter = _load(options.weights or starter_weights(options.task), options.tta)
+    for name, (weights, find) in (
+        _road_sets(options) if options.task == "roads" else _building_sets(options)
+    ).items():
+        if options.only and name not in options.only:
+            continue
+        network = _load(weights, options.tta) if weights else starter
+        task = network.task
+        chips = find(network)
+        yield name, network, prepare_chips(chips, 3, cache, task.recipe.stretch, task).chips
+
+
+def _own(
+    options: argparse.Namespace, images: Path, labels: Path, **settings: Any
+) -> Callable[[Network], Sequence[Chip]]:
+    """Return a function that cuts images and labels into chips for a network."""
+    data = OwnData((str(images),), labels, **settings)
+    return lambda network: find_own_chips(data, network.task, 3, options.work / "cache").chips
 
 
 def _held_out(network: Network, chips: Sequence[Chip]) -> list[Chip]:
@@ -254,48 +276,43 @@ def _held_out(network: Network, chips: Sequence[Chip]) -> list[Chip]:
     return [chip for chip in chips if chip.image_id in names]
 
 
-def _road_sets(
-    network: Network, options: argparse.Namespace
-) -> Iterator[tuple[str, Network, Sequence[Chip]]]:
-    gsd, cache = trained_gsd(network.files), options.work / "cache"
+def _road_sets(options: argparse.Namespace) -> _DataSets:
     own, newyork = options.data / "roads_massachusetts", options.data / "both_newyork"
     epfl = options.data / "roads_epfl/AOI_90_Suburb_Train"
-    sets = {
-        "held out": OwnData((str(own / "images"),), own / "masks", metres_per_pixel=1.0),
-        "roads_epfl": OwnData((str(epfl / "PS-RGB"),), epfl / "geojson_roads_speed", gsd=gsd),
+    find = _own(options, own / "images", own / "masks", metres_per_pixel=1.0)
+    return {
+        "held out": (None, lambda network: _held_out(network, find(network))),
+        "roads_epfl": (
+            None,
+            _own(options, epfl / "PS-RGB", epfl / "geojson_roads_speed", gsd=_ROAD_GSD),
+        ),
         # Their pixels have about the size of the training's.
-        "both_newyork": OwnData(
-            (str(newyork / "images"),), newyork / "roads", metres_per_pixel=0.9
+        "both_newyork": (
+            None,
+            _own(options, newyork / "images", newyork / "roads", metres_per_pixel=0.9),
         ),
     }
-    for name, source in sets.items():
-        found = find_own_chips(source, network.task, 3, cache).chips
-        yield name, network, _held_out(network, found) if name == "held out" else found
 
 
-def _building_sets(
-    network: Network, options: argparse.Namespace
-) -> Iterator[tuple[str, Network, Sequence[Chip]]]:
-    cache = options.work / "cache"
-    gsd = trained_gsd(network.files)
-    assert gsd is not None
+def _building_sets(options: argparse.Namespace) -> _DataSets:
+    sets: _DataSets = {}
     for name, (images, labels, shift) in _BUILDING_PLACES.items():
         if options.left_out and (weights := options.left_out / name).is_dir():
-            # The chips must not depend on rounding in the mean of a training's pixel sizes.
-            source = OwnData(
-                (str(options.data / images),), options.data / labels, gsd=round(gsd, 2), shift=shift
-            )
-            other = _load(weights, options.tta)
-            yield name, other, find_own_chips(source, other.task, 3, cache).chips
+            place = options.data / images
+            find = _own(options, place, options.data / labels, gsd=_BUILDING_GSD, shift=shift)
+            sets[name] = weights, find
     if options.trained:
-        found = find_cut_chips(options.trained, network.task.recipe.task.name)
+        found = find_cut_chips(options.trained, "buildings")
         assert found is not None
-        yield "held out", network, _held_out(network, found.chips)
+        sets["held out"] = None, partial(_held_out, chips=found.chips)
     for name, (images, masks, metres, step) in _UNSEEN_BUILDINGS.items():
         place = options.work / "resampled" / name.replace("/", "-")
-        _resample(options.data / images, options.data / masks, metres / gsd, place, step)
-        source = OwnData((str(place / "images"),), place / "masks", metres_per_pixel=gsd)
-        yield name, network, find_own_chips(source, network.task, 3, cache).chips
+        if not options.only or name in options.only:
+            factor = metres / _BUILDING_GSD
+            _resample(options.data / images, options.data / masks, factor, place, step)
+        find = _own(options, place / "images", place / "masks", metres_per_pixel=_BUILDING_GSD)
+        sets[name] = None, find
+    return sets
 
 
 def _resample(images: Path, masks: Path, factor: float, place: Path, step: int) -> None:
