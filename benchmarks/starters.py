@@ -87,7 +87,7 @@ _BUILDING_PLACES = {
 _UNSEEN_BUILDINGS = {
     "open_cities/test": ("open_cities/test", "open_cities/test_truth", 0.05, 1),
     "buildings_barnarp": ("buildings_barnarp/images", "buildings_barnarp/masks", 0.16, 1),
-    "both_newyork": ("both_newyork/images", "both_newyork/buildings", 0.91, 4),
+    "both_newyork": ("both_newyork/images", "both_newyork/buildings", 0.91, 8),
 }
 
 _Task = RoadTask | BuildingTask
