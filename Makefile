@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## map a real place; train, predict and score on a synthetic city; minutes
+demo: $(READY) ## map two real places; train, predict and score on a synthetic city; minutes
 	$(BIN)/satmap demo demo
 
 test: $(READY) ## run the tests

@@ -1,4 +1,4 @@
-"""The demo: map a real place; then train, predict, check, score and draw on a synthetic city."""
+"""The demo: map two real places; then train, predict, check, score and draw on a synthetic city."""
 
 import time
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from synthcity import CityError, make_city
 
 _CHIPS, _TEST_CHIPS, _SIZE = 24, 6, 512
 
-# Pictures of real places, by the task of the starter network that maps them.
-_PLACES = {"roads": PICTURES / "natick.tif"}
+#: Pictures of real places, by the task of the starter network that maps them.
+PLACES = {"roads": PICTURES / "natick.tif", "buildings": PICTURES / "nairobi.tif"}
 # Each is drawn in one picture.
 _PLACE_M = 2000
 
 
 def run_demo(directory: Path) -> str:
-    """Map a real place by the starter network, then do a whole challenge on a synthetic city.
+    """Map two real places by the starter networks, then do a whole challenge on a synthetic city.
 
     The challenge: train two networks, predict, check, score and draw. Files of an earlier demo in
     the directory are used again, so a second run trains nothing and ends in seconds. Returns a
@@ -42,9 +42,10 @@ def run_demo(directory: Path) -> str:
     recipe = load_recipe("demo")
     context = RunContext(weights=weights, device=pick_device())
     seconds: dict[str, float] = {}
+    pages: list[Path] = []
 
-    with _step("mapping a real place", seconds):
-        for task, image in _PLACES.items():
+    with _step("mapping two real places", seconds):
+        for task, image in PLACES.items():
             result = real / f"{image.stem}-{task}.gpkg"
             map_sources(
                 MapRequest(
@@ -56,8 +57,8 @@ def run_demo(directory: Path) -> str:
                 )
             )
             write_overlays(result, [image], real, part_m=_PLACE_M)
-            page = result.with_suffix(".html")
-            write_page(page, read_results([result]), Imagery([image]))
+            pages.append(result.with_suffix(".html"))
+            write_page(pages[-1], read_results([result]), Imagery([image]))
     with _step("making a synthetic city", seconds):
         try:
             make_city(city, chips=_CHIPS, test_chips=_TEST_CHIPS, size=_SIZE)
@@ -78,14 +79,14 @@ def run_demo(directory: Path) -> str:
     rows.append(("all", f"{sum(seconds.values()):6.1f} s"))
     rows += [(f"APLS {name}", f"{apls[f'fair_apls_{name}']:.3f}") for name in ("length", "time")]
     made = {
-        "real map": real,
-        "open in a browser": page,
+        "real maps": real,
         "city": city,
         "weights": weights,
         "submission": output,
         "pictures": pictures,
     }
     rows += [(name, str(path)) for name, path in made.items()]
+    rows += [("open in a browser", str(page)) for page in pages]
     return "\n" + "\n".join(f"{name:<28}{value}" for name, value in rows)
 
 

@@ -212,6 +212,7 @@ def _map(options: argparse.Namespace) -> int:
     Examples:
       satmap map town.tif roads.gpkg --task roads
       satmap map town.tif roads.html --task roads
+      satmap map town.tif buildings.gpkg --task buildings
       satmap map town.tif roads.gpkg --weights weights --export roads.osm --crs EPSG:2154
       satmap map tiles/ https://example.org/scene.tif buildings.geojson --zoom 19 --weights weights
     """
