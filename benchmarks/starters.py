@@ -54,9 +54,10 @@ from satmap.recipes.schema import Recipe, load_recipe
 from satmap.report.panels import write_picture
 from satmap.runtime.device import autocast
 from satmap.tasks.base import task_of
+from satmap.tasks.buildings.settings import BUILDING
 from satmap.tasks.buildings.targets import BODY_BIT
 from satmap.tasks.buildings.task import BuildingTask
-from satmap.tasks.roads.settings import ROAD_MAPS
+from satmap.tasks.roads.settings import ROAD, ROAD_MAPS
 from satmap.tasks.roads.targets import CLASS_BITS
 from satmap.tasks.roads.task import RoadTask
 from satmap.tasks.roads.vectorizer.skeleton import thin
@@ -375,7 +376,7 @@ def _score(network: Network, chip: CachedChip) -> ChipScore:
     task = network.task
     maps, target = _maps(network, chip)
     is_road = isinstance(task, RoadTask)
-    first = maps[maps.names[0]]
+    first = maps[ROAD if is_road else BUILDING]
     found, truth = first >= 128, (_bits(target) & (CLASS_BITS if is_road else BODY_BIT)) > 0
     counted = _counted(task, target)
     probability = first[counted] / 255
