@@ -8,6 +8,7 @@ The engine averages the maps of symmetries, ensemble members and windows
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,7 +77,7 @@ class DenseTask(Task):
     ignored_bit: ClassVar[int] = 0
     target_bytes: ClassVar[int] = 1
 
-    @property
+    @cached_property
     def map_names(self) -> tuple[str, ...]:
         """Names of the networks' probability maps."""
         return self.recipe.map_names

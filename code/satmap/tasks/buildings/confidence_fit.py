@@ -85,10 +85,14 @@ def fit_to_prediction(
     _require_networks(manifest, weights)
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
     task = task_of(recipe)
-    if not isinstance(task, BuildingTask | BuildingInstanceTask) or not task.map_names:
+    if not isinstance(task, BuildingTask | BuildingInstanceTask):
         raise SatmapError(
-            f"{submission} was predicted with the task {recipe.task.name}. A confidence model "
-            "needs buildings and their probability maps."
+            f"{submission} is a submission of {task.noun}; only buildings have a confidence model."
+        )
+    if not task.map_names:
+        raise SatmapError(
+            f"{submission}: its networks have no probability maps, which a confidence model needs "
+            "(`network: {maps: [building, border]}` in the recipe)."
         )
     # Buildings of a cascade are candidates, too, with their scores.
     found = read_buildings_csv(submission) if isinstance(task, BuildingInstanceTask) else {}
