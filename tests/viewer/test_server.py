@@ -18,6 +18,7 @@ import rasterio
 from affine import Affine
 from PIL import Image
 
+from forked_ranks import killed_at_last
 from satmap.errors import SatmapError
 from satmap.viewer.imagery import Imagery
 from satmap.viewer.server import MapServer, served
@@ -185,9 +186,12 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         ' "geometry": {"type": "LineString", "coordinates": [[2, 48], [2.001, 48]]}}]}'
     )
     command = [sys.executable, "-m", "satmap", "view", str(roads), "--no-browser"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    ) as process:
+    # Shells start background jobs, such as these tests, with Ctrl-C ignored.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    with killed_at_last(process):
         assert process.stdout is not None
         address = process.stdout.readline().split()[0]
         port = int(address.rsplit(":", 1)[1].strip("/"))

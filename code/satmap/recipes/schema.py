@@ -173,9 +173,8 @@ class DecoderSettings(Settings):
 
     ``plain`` is the decoder of the reference; ``scse`` adds attention. ``light`` saves arithmetic
     compared with ``plain``: 27 to 37 % with ResNet18 and 34, ConvNeXt and the EfficientNets, whose
-    features are narrow, 43 % with DPN68b and VGG16, 50 to 62 % with all others. A list of widths means
-    a
-    plain decoder. With four widths the maps are computed at stride 2 and upsampled.
+    features are narrow, 43 % with DPN68b and VGG16, 50 to 62 % with all others. A list of widths
+    means a plain decoder. With four widths the maps are computed at stride 2 and upsampled.
     """
 
     kind: Literal["plain", "scse", "light"] = "plain"
