@@ -437,7 +437,15 @@ class _BoxFeatures(nn.Module):
         self._strides, self._side, self._samples = tuple(strides), side, samples
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Return (boxes of all images, c, side, side) from features (images, c, h, w) by level."""
+        """Resample the features in each box to a grid.
+
+        Args:
+            features: (images, c, h, w) of each level, the finest first.
+            boxes: (n, 4) of each image, in its pixels.
+
+        Returns:
+            (boxes of all images, c, side, side).
+        """
         every = torch.cat(list(boxes))
         image = torch.cat([each.new_full((len(each), 1), n) for n, each in enumerate(boxes)])
         regions = torch.cat([image, every], dim=1)

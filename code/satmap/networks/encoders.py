@@ -184,8 +184,8 @@ ENCODERS: Mapping[str, EncoderSpec] = {
     "efficientnetv2_m": _efficientnet(
         "tf_efficientnetv2_m.in21k_ft_in1k", (24, 48, 80, 176, 512), _EFFICIENTNET_STAGES
     ),
-    # The last feature is only pooled, so that the one at stride 16 is conv5_3, as in the reference
-    # of the task `instances`.
+    # The last stage is the pooling layer alone. So the feature at stride 16 is conv5_3, which the
+    # reference of the task `instances` uses.
     "vgg16": EncoderSpec(
         "vgg16.tv_in1k",
         (64, 128, 256, 512, 512),

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,13 @@ class _NetworkStage:
 
     def read(self, index: int) -> PreparedImage | Exception:
         """Return the prepared image of a tile, or the error. Called in the reader thread."""
-        members, chip = self.members, self.plan.tiles[index].chip
-        if self.plan.held_out is not None:
-            pairs = zip(members, self.plan.held_out, strict=True)
-            members = [member for member, images in pairs if chip.image_id in images]
+        chip = self.plan.tiles[index].chip
         try:
-            fitting = require_area(self.plan.files, chip.aoi)
-            members = [
-                member
-                for member, fits in zip(self.members, fitting, strict=True)
-                if fits and member in members
-            ]
+            fits = require_area(self.plan.files, chip.aoi)
+            if self.plan.held_out is not None:
+                held_out = [chip.image_id in images for images in self.plan.held_out]
+                fits = [a and b for a, b in zip(fits, held_out, strict=True)]
+            members = list(compress(self.members, fits))
             return self.plan.prepare(index, members)
         except Exception as error:
             return error

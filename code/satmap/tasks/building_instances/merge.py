@@ -7,7 +7,7 @@ networks of an ensemble. Importable without torch.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -16,12 +16,13 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.rasters.scene import Box
 from satmap.tasks.building_instances.settings import MergeSettings
-from satmap.tasks.buildings.confidence import ConfidenceModel, candidates_of, read_confidence
+from satmap.tasks.buildings.confidence import read_confidence_once
 from satmap.tasks.buildings.settings import BUILDING
 from satmap.tasks.buildings.vectorizer.candidates import (
     FOUND,
-    layer_labels,
+    find_candidates,
     non_maximum_suppression,
 )
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
@@ -34,6 +35,7 @@ from satmap.tasks.buildings.vectorizer.tracing import (
     connected,
     connected_groups,
 )
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import outlines_of_layers
 from satmap.vectors.buildings import Building, Polygons
 
 #: Left, top, right and bottom of a rectangle.
@@ -436,18 +438,18 @@ class InstanceDecoder:
         labels = draw_found(prediction, maps.shape, corner, settings.threshold)
         scores = np.array([each.score for each in prediction])
         found = (labels, scores) if model.has_score else None
-        candidates = candidates_of(maps, settings.watershed, found=found)
+        instances = find_instances(maps, settings.watershed)
+        height, width = maps.shape
+        candidates = find_candidates(
+            maps[BUILDING], instances, Box(0, 0, width, height), maps.shape,
+            settings.watershed.least_px, found=found,
+        )  # fmt: skip
         expected = model.expected_iou(candidates.features)
         best = non_maximum_suppression(expected, candidates.rivals)
         best = best[expected[best] >= settings.least_iou]
-        own = {0: find_instances(maps, settings.watershed), FOUND: labels}
+        own = {0: instances, FOUND: labels}
         buildings = []
-        for layer in np.unique(candidates.layer[best]).tolist():
-            layer_of = own[layer] if layer <= 0 else layer_labels(maps[BUILDING], layer)
-            chosen = best[candidates.layer[best] == layer]
-            number = np.zeros(int(layer_of.max()) + 1, np.int32)
-            number[candidates.label[chosen]] = np.arange(1, len(chosen) + 1)
-            exact = exact_polygons(number.take(layer_of))
+        for exact, chosen in outlines_of_layers(candidates, best, own, maps[BUILDING]):
             present = [index for index, outline in enumerate(exact) if outline is not None]
             outlines = np.array([exact[index] for index in present], np.object_)
             ious = expected[chosen][present].tolist()
@@ -537,9 +539,3 @@ def draw_found(
         most[rows, columns][higher] = part[higher]
         labels[rows, columns][higher] = number
     return labels
-
-
-@lru_cache(maxsize=1)
-def read_confidence_once(path: Path) -> ConfidenceModel:
-    """Read the model once per worker: reading takes longer than drawing an image."""
-    return read_confidence(path)

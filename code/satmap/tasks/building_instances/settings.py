@@ -10,7 +10,12 @@ from satmap.exports import BUILDING_SUFFIXES
 from satmap.networks.cascade_settings import CascadeSettings
 from satmap.recipes.task_settings import TaskLosses, TaskSettings
 from satmap.settings import Settings
-from satmap.tasks.buildings.settings import COCO_SUFFIX, BuildingLosses, BuildingSettings
+from satmap.tasks.buildings.settings import (
+    COCO_SUFFIX,
+    BuildingLosses,
+    BuildingSettings,
+    find_images_of_buildings,
+)
 
 if TYPE_CHECKING:
     from satmap.data.inventory import Inventory
@@ -132,12 +137,7 @@ class InstanceTaskSettings(TaskSettings):
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
         """Find images and labels as for the task ``buildings``."""
-        from satmap.data.layouts.building_challenges import find_building_images
-        from satmap.data.layouts.own_chips import find_cut_chips
-
-        return find_cut_chips(directories, "buildings") or find_building_images(
-            directories, bands, view_angle
-        )
+        return find_images_of_buildings(directories, bands, view_angle)
 
     @property
     def loss_parts(self) -> tuple[str, ...]:

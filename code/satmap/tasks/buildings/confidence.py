@@ -8,6 +8,7 @@ cross-validation over the same folds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +221,9 @@ def read_confidence(path: Path) -> ConfidenceModel:
         raise SatmapError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise SatmapError(f"{path}: {error}. Fit the confidence model again.") from error
+
+
+@lru_cache(maxsize=1)
+def read_confidence_once(path: Path) -> ConfidenceModel:
+    """Read the model once per worker: reading takes longer than decoding an image."""
+    return read_confidence(path)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import shapely
@@ -11,7 +10,7 @@ from shapely.affinity import translate
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.surroundings import read_surroundings, surrounded
-from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence
+from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence_once
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
 from satmap.vectors.buildings import Building
@@ -66,10 +65,4 @@ class BuildingDecoder:
         ]
 
     def _model(self) -> ConfidenceModel | None:
-        return _read_once(self.rating_model) if self.rating_model else None
-
-
-@lru_cache(maxsize=1)
-def _read_once(path: Path) -> ConfidenceModel:
-    """Read the model once per worker: reading takes longer than vectorising an image."""
-    return read_confidence(path)
+        return read_confidence_once(self.rating_model) if self.rating_model else None

@@ -198,14 +198,21 @@ class BuildingTaskSettings(TaskSettings):
         self, directories: Sequence[Path], bands: int = 1, view_angle: "ViewAngle | None" = None
     ) -> "Inventory":
         """Find the images and labels of SpaceNet 1, 2, 4, the Mapping Challenge, or own chips."""
-        from satmap.data.layouts.building_challenges import find_building_images
-        from satmap.data.layouts.own_chips import find_cut_chips
-
-        return find_cut_chips(directories, "buildings") or find_building_images(
-            directories, bands, view_angle
-        )
+        return find_images_of_buildings(directories, bands, view_angle)
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Names of the network's heads; empty for a single head."""
         return CATEGORIES[self.view_angle_heads] if self.view_angle_heads else ()
+
+
+def find_images_of_buildings(
+    directories: Sequence[Path], bands: int, view_angle: "ViewAngle | None"
+) -> "Inventory":
+    """Find images with labels of buildings, as :meth:`TaskSettings.find_images`."""
+    from satmap.data.layouts.building_challenges import find_building_images
+    from satmap.data.layouts.own_chips import find_cut_chips
+
+    return find_cut_chips(directories, "buildings") or find_building_images(
+        directories, bands, view_angle
+    )

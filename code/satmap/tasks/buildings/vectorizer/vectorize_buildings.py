@@ -4,7 +4,7 @@ Scenes are read in windows, so memory depends only on the window size. The resul
 the whole scene at once (:mod:`satmap.tasks.buildings.vectorizer.windowed`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import shapely
@@ -15,6 +15,7 @@ from satmap.tasks.buildings.confidence import ConfidenceModel
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
     THRESHOLDS,
+    Candidates,
     find_candidates,
     layer_labels,
     non_maximum_suppression,
@@ -26,7 +27,14 @@ from satmap.tasks.buildings.vectorizer.polygons import (
     simplify_outlines,
 )
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines
-from satmap.tasks.buildings.vectorizer.tracing import Bytes, Floats, Labels, Mask, at_least
+from satmap.tasks.buildings.vectorizer.tracing import (
+    Bytes,
+    Floats,
+    Ints,
+    Labels,
+    Mask,
+    at_least,
+)
 from satmap.tasks.buildings.vectorizer.windowed import LARGEST_PX, Crop, blob_crops
 from satmap.vectors.buildings import Building, Polygons
 
@@ -102,12 +110,26 @@ def _outlines(
     found = find_candidates(body, instances, crop.box, shape, settings.least_px, owned)
     expected = model.expected_iou(found.features)
     best = non_maximum_suppression(expected, found.rivals)
-    for layer in np.unique(found.layer[best]).tolist():
-        labels = instances if layer == 0 else layer_labels(body, layer)
-        chosen = best[found.layer[best] == layer]
+    for outlines, chosen in outlines_of_layers(found, best, {0: instances}, body):
+        yield outlines, expected[chosen]
+
+
+def outlines_of_layers(
+    candidates: Candidates, best: Ints, own: Mapping[int, Labels], body: Bytes
+) -> Iterator[tuple[Polygons, Ints]]:
+    """Yield the exact outlines of the chosen candidates (``best``), layer by layer.
+
+    ``own`` holds the labels of the layers that are no thresholds of the building map ``body``.
+
+    Yields:
+        Outlines (n,), None for those without a pixel, and the indices of their candidates.
+    """
+    for layer in np.unique(candidates.layer[best]).tolist():
+        labels = own[layer] if layer in own else layer_labels(body, layer)
+        chosen = best[candidates.layer[best] == layer]
         number = np.zeros(int(labels.max()) + 1, np.int32)
-        number[found.label[chosen]] = np.arange(1, len(chosen) + 1)
-        yield exact_polygons(number.take(labels)), expected[chosen]
+        number[candidates.label[chosen]] = np.arange(1, len(chosen) + 1)
+        yield exact_polygons(number.take(labels)), chosen
 
 
 def _drawn(
