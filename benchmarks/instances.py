@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -34,12 +35,13 @@ from satmap.networks.cascade_settings import CascadeSettings
 from satmap.networks.encoders import Encoder, build_encoder
 from satmap.prediction.run import predict
 from satmap.recipes.schema import Recipe, load_recipe
+from satmap.runtime.resources import reuse_memory
 from satmap.tasks.base import task_of
 from satmap.tasks.building_instances.merge import Candidates, InstanceDecoder, vote
 from satmap.weights.members import WeightFile
 
 _TILE_PX = 650
-_REPEATS = 3
+_REPEATS = 2
 
 
 def main() -> None:
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=10000)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    reuse_memory()
     if options.what == "speed":
         _speed(load_recipe(options.recipe))
     elif options.what == "voting":
@@ -76,19 +79,21 @@ def _speed(recipe: Recipe) -> None:
     ]  # fmt: skip
     whole, reference = [], []
     with torch.inference_mode():
-        for _ in range(_REPEATS + 1):
-            whole.append(_seconds(lambda: ours(image)))
-            reference.append(_seconds(lambda: theirs([image[0]])))
-        found = len(ours(image)[0].scores)
-        masks = len(theirs([image[0]])[0]["masks"])
+        for _ in range(_REPEATS):
+            seconds, outputs = _seconds(lambda: ours(image))
+            whole.append(seconds)
+            found = len(outputs[0].scores)
+            seconds, outputs = _seconds(lambda: theirs([image[0]]))
+            reference.append(seconds)
+            masks = len(outputs[0]["masks"])
     for handle in restore:
         handle()
-    total, other = statistics.median(whole[1:]), statistics.median(reference[1:])
+    total, other = statistics.mean(whole), statistics.mean(reference)
     print(f"{found} masks of two rounds; Mask R-CNN {masks}\n\n| what | CPU s | ratio |")
     print("|---|---|---|")
     print(f"| Mask R-CNN | {other:.2f} | 1 |\n| cascade | {total:.2f} | {total / other:.2f} |")
     for name, times in stages.items():
-        share = sum(times) / (len(whole) + 1)
+        share = sum(times) / len(whole)
         print(f"| of which {name} | {share:.2f} | {share / other:.2f} |")
 
 
@@ -107,10 +112,11 @@ def _timed(module: nn.Module, name: str, stages: dict[str, list[float]]) -> Call
     return end
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the CPU seconds of a call and its result."""
     started = time.process_time()
-    call()
-    return time.process_time() - started
+    result = call()
+    return time.process_time() - started, result
 
 
 class _Backbone(nn.Module):

@@ -45,6 +45,8 @@ _BOX_PX = 7
 _FINE_WIDTH = 16
 # A box whose mask has at least this intersection over union with its building is a building.
 _MASK_IOU = 0.5
+# Number of boxes whose masks prediction computes at a time; more would not fit into the CPU's cache.
+_BOXES_AT_ONCE = 64
 # Sides of predicted boxes are at least this long, pixels.
 _LEAST_SIDE = 1.0
 
@@ -211,7 +213,9 @@ class CascadeNetwork(nn.Module):
         aligned = self.align(list(features.values()), boxes)
         if settings.warp_px > settings.feature_px:
             aligned = F.max_pool2d(aligned, settings.warp_px // settings.feature_px)
-        masks = self.mask(aligned)
+        aligned = aligned.contiguous(memory_format=torch.channels_last)
+        parts = aligned.split(len(aligned) if self.training else _BOXES_AT_ONCE)
+        masks = torch.cat([self.mask(part) for part in parts])
         gated = aligned
         if settings.gated:
             gate = F.interpolate(
