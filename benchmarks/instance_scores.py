@@ -35,8 +35,8 @@ import shapely
 import torch
 import yaml
 from numpy.typing import NDArray
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from real_chips import train_for
 from satmap.data.cache import prepare_chips
 from satmap.data.crops import CachedChip
 from satmap.data.folds import split_chips
@@ -61,13 +61,7 @@ from satmap.tasks.buildings.confidence import sample as sample_of
 from satmap.tasks.buildings.outputs import BuildingOutputs, BuildingScore, true_buildings
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
-from satmap.training.job import Job
-from satmap.training.loading import member_seed
-from satmap.training.run_context import RunContext
-from satmap.training.train import train_member
 from satmap.vectors.buildings import Building
-from satmap.weights.members import choose, find_weights
-from satmap.weights.pretrained import installed_file
 from synthcity.layouts import BuildingLayout, make_building_city
 
 _CPU = torch.device("cpu")
@@ -166,7 +160,7 @@ def _run(data: Path, work: Path, place: str, system: str, seed: int, seconds: fl
     recipe = _recipe(system, seed)
     task = task_of(recipe)
     chips = _PLACES[place](data, work, task)
-    network, steps, used = _trained(task, chips.training, work / "weights" / name, seconds)
+    network, steps, used = train_for(task, chips.training, work / "weights" / name, seconds)
     started = time.process_time()
     found = _find(task, network, chips.held_out, work / "models" / name)
     content = {
@@ -266,30 +260,6 @@ _PLACES: dict[str, Callable[[Path, Path, Task], Place]] = {
 
 
 # Training and prediction
-
-
-def _trained(
-    task: Task, chips: Sequence[CachedChip], weights: Path, seconds: float
-) -> tuple[torch.nn.Module, int, float]:
-    """Train as `satmap train --time-limit` does; return the network, its steps and CPU seconds."""
-    member = task.recipe.members[0]
-    weights.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(member_seed(task.recipe, member, 0))
-    network = task.build_network(member)
-    file = installed_file(member.encoder)
-    assert file is not None
-    task.load_encoder(network, file)
-    steps: list[None] = []
-    counter = register_optimizer_step_post_hook(lambda *_: steps.append(None))
-    started = time.process_time()
-    context = RunContext(weights, _CPU)
-    train_member(
-        network, Job(task, member, chips, (), context), pretrained=True, until=1, seconds=[seconds]
-    )
-    counter.remove()
-    used = time.process_time() - started
-    (best,) = task.load_ensemble(choose(find_weights(weights), task.recipe), _CPU)
-    return best.network, len(steps), used
 
 
 def _find(

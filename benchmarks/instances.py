@@ -2,19 +2,22 @@
 
     .venv/bin/python benchmarks/instances.py speed
     .venv/bin/python benchmarks/instances.py voting
-    .venv/bin/python benchmarks/instances.py memory WORK [--side 10000]
+    .venv/bin/python benchmarks/instances.py memory WORK --weights DIR --images DIR [--side 10000]
 
 ``speed`` times a tile of 650 x 650 pixels in ``cascade-buildings`` by stage, and as a ratio to
 torchvision's Mask R-CNN with the same encoder, pyramid, widths of heads, proposals and number of
 masks, in one run, one thread. The networks are untrained, so that no box is left out. ``voting``
-merges 600 candidates of 150 made buildings. ``memory`` predicts a made scene with `satmap predict`
-and an untrained network of ``small-cascade``, and prints the largest memory of the process.
+merges 600 candidates of 150 made buildings. ``memory`` predicts a scene that repeats the images of
+a directory with trained networks, such as those of ``instance_scores.py``, and prints the largest
+memory of the process.
 """
 
 import argparse
+import itertools
 import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ import numpy as np
 import rasterio
 import torch
 from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.windows import Window
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -36,9 +41,7 @@ from satmap.networks.encoders import Encoder, build_encoder
 from satmap.prediction.run import predict
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.runtime.resources import reuse_memory
-from satmap.tasks.base import task_of
 from satmap.tasks.building_instances.merge import Candidates, InstanceDecoder, vote
-from satmap.weights.members import WeightFile
 
 _TILE_PX = 650
 _REPEATS = 2
@@ -51,6 +54,8 @@ def main() -> None:
     parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--recipe", default="cascade-buildings")
     parser.add_argument("--side", type=int, default=10000)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--images", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     reuse_memory()
@@ -59,7 +64,7 @@ def main() -> None:
     elif options.what == "voting":
         _voting()
     else:
-        _memory(options.work, options.side)
+        _memory(options.work, options.weights, options.images, options.side)
 
 
 def _speed(recipe: Recipe) -> None:
@@ -203,39 +208,43 @@ def _voting() -> None:
     )
 
 
-def _memory(work: Path, side: int) -> None:
-    """Predict a made scene in windows."""
+def _memory(work: Path, weights: Path, images: Path, side: int) -> None:
+    """Predict a scene that repeats real images, in windows."""
     scene = work / "scene" / "RGB-PanSharpen" / "RGB-PanSharpen_AOI_9_Made_img1.tif"
     scene.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
+    _write_scene(scene, images, side)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    started = time.process_time()
+    predict([work / "scene"], work / "out.csv", weights, "cpu")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    found = len((work / "out.csv").read_text().splitlines()) - 1
+    print(
+        f"{side} x {side} px, {found} buildings: {most:.2f} GB at most, {before:.2f} GB before; "
+        f"{(time.process_time() - started) / (side / 1000) ** 2:.1f} CPU s per megapixel"
+    )
+
+
+def _write_scene(path: Path, images: Path, side: int) -> None:
+    """Write a GeoTIFF that repeats the images of a directory, row by row."""
+    names = itertools.cycle(sorted(images.iterdir()))
     profile = {
         "driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8",
         "tiled": True, "compress": "deflate", "crs": "EPSG:32633",
-        "transform": Affine(0.5, 0, 500000, 0, -0.5, 5000000),
+        "transform": Affine(0.16, 0, 500000, 0, -0.16, 5000000),
     }  # fmt: skip
-    with rasterio.open(scene, "w", **profile) as file:
-        for top in range(0, side, 512):
-            rows = min(512, side - top)
-            window = rasterio.windows.Window(0, top, side, rows)
-            file.write(random.integers(1, 255, (3, rows, side), np.uint8), window=window)
-    recipe = load_recipe("small-cascade")
-    task, member = task_of(recipe), recipe.members[0]
-    path = work / "weights" / f"{member.name}.last.safetensors"
-    metadata = {
-        "recipe": recipe.model_dump_json(exclude_unset=True), "member": member.name,
-        "stage": "1", "epoch": "1",
-    }  # fmt: skip
-    torch.manual_seed(0)
-    task.save_network(path, task.build_network(member), metadata)
-    assert WeightFile(path, metadata).recipe
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    started = time.process_time()
-    predict([work / "scene"], work / "out.csv", work / "weights", "cpu")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"{side} x {side} px: {most:.2f} GB at most, {before:.2f} GB before; "
-        f"{(time.process_time() - started) / (side / 1000) ** 2:.1f} CPU s per megapixel"
-    )
+    with rasterio.open(path, "w", **profile) as scene:
+        top = 0
+        while top < side:
+            left, height = 0, 0
+            while left < side:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                    with rasterio.open(next(names)) as file:
+                        pixels = file.read([1, 2, 3])[:, : side - top, : side - left]
+                height = max(height, pixels.shape[1])
+                scene.write(pixels, window=Window(left, top, pixels.shape[2], pixels.shape[1]))
+                left += pixels.shape[2]
+            top += height
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Training and held-out chips of real data, and a training step, for the benchmarks."""
+"""Training and held-out chips of real data, and short trainings, for the benchmarks."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from satmap.data.cache import prepare_chips
 from satmap.data.chip import Chip
@@ -20,6 +23,12 @@ from satmap.runtime.device import autocast
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.settings import RoadLosses as Losses
+from satmap.training.job import Job
+from satmap.training.loading import member_seed
+from satmap.training.run_context import RunContext
+from satmap.training.train import train_member
+from satmap.weights.members import choose, find_weights
+from satmap.weights.pretrained import installed_file
 
 #: One chip out of this many is held out.
 HELD_OUT = 5
@@ -101,3 +110,39 @@ def learn(
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     return loss.item()
+
+
+def train_for(
+    task: Task, chips: Sequence[CachedChip], weights: Path, seconds: float
+) -> tuple[nn.Module, int, float]:
+    """Train the first member as `satmap train --time-limit` does, by CPU time instead of time.
+
+    So trainings can be compared that ran beside other programs. The encoder starts from the
+    ImageNet weights of its Python package, unless the member says otherwise.
+
+    Args:
+        task: with the recipe. Its first member has one stage.
+        chips: chips to learn from.
+        weights: directory of the weights, empty or not there.
+        seconds: CPU time of the training.
+
+    Returns:
+        The last network on the CPU in evaluation mode, the number of its steps, and the CPU time.
+    """
+    member = task.recipe.members[0]
+    weights.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(member_seed(task.recipe, member, 0))
+    network = task.build_network(member)
+    file = installed_file(member.encoder) if member.pretrained else None
+    if file is not None:
+        task.load_encoder(network, file)
+    steps: list[None] = []
+    counter = register_optimizer_step_post_hook(lambda *_: steps.append(None))
+    started = time.process_time()
+    job = Job(task, member, chips, (), RunContext(weights, torch.device("cpu")))
+    with mock.patch("time.perf_counter", time.process_time):
+        train_member(network, job, pretrained=file is not None, until=1, seconds=[seconds])
+    counter.remove()
+    used = time.process_time() - started
+    (last,) = task.load_ensemble(choose(find_weights(weights), task.recipe), torch.device("cpu"))
+    return last.network, len(steps), used
