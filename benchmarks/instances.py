@@ -280,7 +280,7 @@ def _overfit(work: Path, data: Path, steps: int) -> None:
             network(*task.inputs(network, batch)), batch, member.losses, Tensor.clone
         )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         if step + 1 < steps:

@@ -72,11 +72,11 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
 
     def pre_nms_top_n(self) -> int:
         """Return the number of boxes of each level before suppression."""
-        return round(super().pre_nms_top_n() * self._times_area)
+        return int(super().pre_nms_top_n() * self._times_area + 0.5)
 
     def post_nms_top_n(self) -> int:
         """Return the number of proposals."""
-        return round(super().post_nms_top_n() * self._times_area)
+        return int(super().post_nms_top_n() * self._times_area + 0.5)
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
