@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/instances.py speed
     .venv/bin/python benchmarks/instances.py voting
     .venv/bin/python benchmarks/instances.py memory WORK --weights DIR --images DIR [--side 10000]
+    .venv/bin/python benchmarks/instances.py overfit WORK [--data ../shared/data] [--steps 200]
 
 ``speed`` times a tile of 650 x 650 pixels in ``cascade-buildings`` by stage, and as a ratio to
 torchvision's Mask R-CNN with the same encoder, pyramid, widths of heads, proposals and number of
@@ -10,6 +11,9 @@ masks, in one run, one thread. The networks are untrained, so that no box is lef
 merges 600 candidates of 150 made buildings. ``memory`` predicts a scene that repeats the images of
 a directory with trained networks, such as those of ``instance_scores.py``, and prints the largest
 memory of the process.
+``overfit`` trains ``mnc-buildings`` from random weights on two chips of 128 pixels of SpaceNet 2,
+and prints the F1 on these. Anchors are a quarter of the reference's, so that the buildings have
+some, and the layers that classify boxes are narrower, so that a step takes less than a second.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
+import yaml
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
@@ -35,27 +40,34 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from satmap.data.cache import prepare_chips
+from satmap.data.crops import Geometry
 from satmap.networks.cascade import CascadeNetwork
 from satmap.networks.cascade_settings import CascadeSettings
 from satmap.networks.encoders import Encoder, build_encoder
 from satmap.prediction.run import predict
-from satmap.recipes.schema import Recipe, load_recipe
+from satmap.recipes.schema import Recipe, load_recipe, parse_recipe
 from satmap.runtime.resources import reuse_memory
+from satmap.tasks.base import Batch, task_of
 from satmap.tasks.building_instances.merge import Candidates, InstanceDecoder, vote
 
 _TILE_PX = 650
 _REPEATS = 2
+# Chips of SpaceNet 2 with houses, and the corners of what is cut from them.
+_CHIPS = ((1265, (100, 100)), (225, (100, 100)))
 
 
 def main() -> None:
     """Print the table of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["speed", "voting", "memory"])
+    parser.add_argument("what", choices=["speed", "voting", "memory", "overfit"])
     parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--recipe", default="cascade-buildings")
     parser.add_argument("--side", type=int, default=10000)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
     reuse_memory()
@@ -63,8 +75,10 @@ def main() -> None:
         _speed(load_recipe(options.recipe))
     elif options.what == "voting":
         _voting()
-    else:
+    elif options.what == "memory":
         _memory(options.work, options.weights, options.images, options.side)
+    else:
+        _overfit(options.work, options.data, options.steps)
 
 
 def _speed(recipe: Recipe) -> None:
@@ -245,6 +259,81 @@ def _write_scene(path: Path, images: Path, side: int) -> None:
                 scene.write(pixels, window=Window(left, top, pixels.shape[2], pixels.shape[1]))
                 left += pixels.shape[2]
             top += height
+
+
+def _overfit(work: Path, data: Path, steps: int) -> None:
+    """Train the reference network on two small chips, and score it on them."""
+    recipe = _small_reference()
+    task, member = task_of(recipe), recipe.members[0]
+    for number, (left, top) in _CHIPS:
+        _cut(data / "buildings_sn2/AOI_2_Vegas_Train", number, left, top, work / "chips")
+    found = task.find_images([work / "chips"])
+    chips = prepare_chips(found.chips, 3, work / "cache", recipe.stretch, task).chips
+    torch.manual_seed(0)
+    network = task.build_network(member)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-4, steps, pct_start=0.1)
+    crops = [task.crop(chip, Geometry((64.0, 64.0)), 128, 3) for chip in chips]
+    tensors = {
+        name: torch.from_numpy(value)
+        if isinstance(value, np.ndarray)
+        else [torch.from_numpy(each) for each in value]
+        for name, value in task.collate(crops).items()
+    }
+    batch, started = Batch(tensors, chips), time.process_time()
+    for step in range(steps + 1):
+        if step % 50 == 0:
+            network.eval()
+            scored = [task.score_chip(network, chip, torch.device("cpu")) for chip in chips]
+            scores = task.summarize(chips, scored)
+            print(
+                f"{step} steps, {time.process_time() - started:.0f} CPU s:",
+                ", ".join(f"{name} {value:.2f}" for name, value in scores.items()),
+                flush=True,
+            )
+        network.train()
+        loss, _ = task.loss(
+            network(*task.inputs(network, batch)), batch, member.losses, Tensor.clone
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        if step + 1 < steps:
+            schedule.step()
+    buildings = sum(len(boxes) for boxes in tensors["boxes"])
+    print(f"{buildings} buildings of two chips")
+
+
+def _small_reference() -> Recipe:
+    """Return ``mnc-buildings`` for chips of 128 pixels, with one network."""
+    content = yaml.safe_load(load_recipe("mnc-buildings").model_dump_json(exclude_unset=True))
+    content["task"] |= {
+        "input_px": None,
+        "network": {
+            "anchors": [[32, 64, 128]], "box_width": 256,
+            "proposals": {"least_px": 4, "inside_only": False},
+        },
+    }  # fmt: skip
+    content["members"] = [content["members"][0] | {"area": None, "pretrained": False}]
+    return parse_recipe(yaml.safe_dump(content), "mnc-buildings")
+
+
+def _cut(city: Path, number: int, left: int, top: int, to: Path) -> None:
+    """Cut 128 x 128 pixels of a SpaceNet 2 chip; its label is copied as a whole."""
+    name = f"RGB-PanSharpen_AOI_2_Vegas_img{number}.tif"
+    window = rasterio.windows.Window(left, top, 128, 128)
+    (to / "RGB-PanSharpen").mkdir(parents=True, exist_ok=True)
+    with rasterio.open(city / "RGB-PanSharpen" / name) as source:
+        profile = source.profile | {
+            "width": 128, "height": 128, "transform": source.window_transform(window),
+            "driver": "GTiff", "tiled": False,
+        }  # fmt: skip
+        with rasterio.open(to / "RGB-PanSharpen" / name, "w", **profile) as file:
+            file.write(source.read(window=window))
+    label = f"geojson/buildings/buildings_AOI_2_Vegas_img{number}.geojson"
+    (to / label).parent.mkdir(parents=True, exist_ok=True)
+    (to / label).write_bytes((city / label).read_bytes())
 
 
 if __name__ == "__main__":

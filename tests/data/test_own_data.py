@@ -31,9 +31,11 @@ from satmap.data.own_data import OwnData
 from satmap.data.own_labels import level_of, read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
+from satmap.evaluation.check import check_files
 from satmap.io.geojson_reader import LON_LAT, project
 from satmap.prediction.run import predict
 from satmap.recipes.schema import default_recipe, parse_recipe
+from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
@@ -235,7 +237,15 @@ def test_building_masks(tmp_path: Path) -> None:
     # An image without mask counts as one without label.
     with pytest.raises(SatmapError, match=r"1 of 2 images have no label: b\.png"):
         inventory.require_labels()
-    # The folder of the chips is a directory of images of the raster task, too.
+    # The folder of the chips is a directory of images: of a submission that is checked ...
+    rows: dict[str, list[BuildingRow]] = {chip.image_id: [] for chip in inventory.chips}
+    write_buildings_csv(tmp_path / "out.csv", rows)
+    folder = folder_of(inventory)
+    assert check_files(tmp_path / "out.csv", [folder]) == []
+    rows.popitem()
+    write_buildings_csv(tmp_path / "out.csv", rows)
+    assert "missing" in str(check_files(tmp_path / "out.csv", [folder]))
+    # ... and of the raster task.
     masks = task_of(default_recipe("raster"))
     chips = find_own_chips(data, masks, 3, tmp_path / "cache")
     assert masks.find_images([folder_of(chips)]).chips == chips.chips

@@ -308,6 +308,24 @@ def test_proposals_are_clipped_large_enough_and_distinct() -> None:
     assert max(overlaps) <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("image_px", "size", "expected"),
+    [(None, (64, 128), 5), (64, (64, 128), 10), (64, (32, 64), 5), (64, (96, 96), 11)],
+)
+def test_larger_images_have_more_proposals(
+    image_px: int | None, size: tuple[int, int], expected: int
+) -> None:
+    network = proposals_of(test=(5, 5), train=(3, 3), suppression=1.0, image_px=image_px)
+    images = make_image_list(torch.zeros(1, 3, *size), [size])
+    features = {"16": torch.rand(1, 4, size[0] // 16, size[1] // 16)}
+    (boxes,), _ = network.eval()(images, features)
+    assert len(boxes) == expected
+    # Training does not depend on the size of its crops.
+    target = {"boxes": torch.tensor([[0.0, 0, 16, 16]]), "instances": ground(*size)}
+    (boxes,), _ = network.train()(images, features, [target])
+    assert len(boxes) == 3
+
+
 # Boxes that a cascade learns from
 
 TRUTH = (100.0, 100.0, 200.0, 200.0)

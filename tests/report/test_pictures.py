@@ -129,6 +129,13 @@ def test_units() -> None:
     assert Units.MPH.round_length(2000) == pytest.approx(1609.344)
 
 
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 1]), (8, [0, 1, 2])])
+def test_images_of_any_number_of_bands_are_shown(channels: int, shown: list[int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, channels), dtype=np.uint8)
+    panel = Ground.of_image(image).panel()
+    assert np.array_equal(panel, Ground.of_image(image[..., shown]).panel())
+
+
 @pytest.mark.parametrize("metres", [None, 0.001, 0.3, 100])
 @pytest.mark.parametrize("units", Units)
 def test_scale_bar_is_as_long_as_it_says(metres: float | None, units: Units) -> None:

@@ -11,9 +11,9 @@ import pytest
 import rasterio
 import yaml
 
+from commands import run
 from forked_ranks import finish, start_command, start_ranks, wait_until
 from repository import ROOT
-from satmap.cli import main
 from satmap.errors import SatmapError
 from satmap.recipes.registry import installed_tasks
 from tree_task import TreesCsv
@@ -82,15 +82,6 @@ def _installed(wood: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def fails(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     return run(capfd, *arguments, status=1)
-
-
-def run(capfd: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
-    """Run a command in this process and return what it printed."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    printed = capfd.readouterr()
-    assert ended.value.code == status, printed.err
-    return printed.out if status == 0 else printed.out + printed.err
 
 
 def train_arguments(wood: Path, weights: Path) -> list[str]:

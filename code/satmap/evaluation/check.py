@@ -9,6 +9,7 @@ import rasterio.crs
 import shapely
 
 from satmap.data.layouts.mapping_challenge import ANNOTATIONS, PICTURE_SUFFIXES
+from satmap.data.layouts.own_chips import find_cut_chips
 from satmap.data.layouts.spacenet_buildings import building_image_ids
 from satmap.data.layouts.spacenet_roads import scan_roads
 from satmap.data.sources import Source, find_sources
@@ -34,7 +35,8 @@ def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Faul
         submission: file or directory in the format of any challenge, or a vector file, such as an
             export of satmap.
         directories: directories of the test images. If given, the submission must cover exactly
-            these images. For a vector file they hold any rasters, on which all objects must lie.
+            these images. Folders of chips that satmap cut will do. For a vector file they hold any
+            rasters, on which all objects must lie.
 
     Raises:
         SatmapError: the submission cannot be read, no challenge takes its format, or the
@@ -46,8 +48,7 @@ def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Faul
         case Format.ROADS_CSV:
             return _check_roads(submission, directories)
         case Format.BUILDINGS_CSV:
-            ids = building_image_ids(directories) if directories else None
-            return check_buildings_csv(submission, ids)
+            return check_buildings_csv(submission, _building_ids(directories))
         case Format.COCO_RESULTS:
             sizes = _coco_images(directories) if directories else None
             return check_coco_results(submission, sizes)
@@ -62,11 +63,18 @@ def check_files(submission: Path, directories: Sequence[Path] = ()) -> list[Faul
             )
 
 
+def _building_ids(directories: Sequence[Path]) -> Collection[str] | None:
+    if not directories:
+        return None
+    cut = find_cut_chips(directories, "buildings")
+    return cut.long_ids if cut else building_image_ids(directories)
+
+
 def _check_roads(submission: Path, directories: Sequence[Path]) -> list[Fault]:
     expected: list[Collection[str] | None] = [None]
     if directories:
         # A file may use ids with or without the challenge's prefix, but not both.
-        ids = scan_roads(directories).long_ids
+        ids = (find_cut_chips(directories, "roads") or scan_roads(directories)).long_ids
         expected = [ids.keys(), ids.values()]
     return min((check_roads_csv(submission, images) for images in expected), key=len)
 

@@ -22,6 +22,9 @@ class ProposalSettings(Settings):
     Attributes:
         train: number of boxes before suppression, per level, and of proposals after it.
         test: the same in prediction.
+        image_px: side of the images that ``test`` is for. Larger images, such as larger windows of
+            a scene, have more boxes and proposals, in proportion to their area. None for the same
+            numbers whatever the size, as in the reference.
         suppression: of two boxes with a larger intersection over union, the better one stays.
         positive_iou: anchors with at least this intersection over union with a building are
             positive, and the best anchors of each building.
@@ -33,6 +36,7 @@ class ProposalSettings(Settings):
 
     train: tuple[PositiveInt, PositiveInt] = (12000, 300)
     test: tuple[PositiveInt, PositiveInt] = (6000, 300)
+    image_px: PositiveInt | None = None
     suppression: float = Field(0.7, gt=0, le=1)
     positive_iou: float = Field(0.7, gt=0, le=1)
     negative_iou: float = Field(0.3, ge=0, le=1)

@@ -53,6 +53,30 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         )
         self.min_size = chosen.least_px
         self._inside_only = chosen.inside_only
+        self._image_px = chosen.image_px
+        self._times_area = 1.0
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Propose boxes; in training also compute the losses."""
+        self._times_area = 1.0
+        if self._image_px and not self.training:
+            height, width = images.tensors.shape[-2:]
+            self._times_area = max(height * width / self._image_px**2, 1.0)
+        found: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, features, targets)
+        return found
+
+    def pre_nms_top_n(self) -> int:
+        """Return the number of boxes of each level before suppression."""
+        return int(super().pre_nms_top_n() * self._times_area + 0.5)
+
+    def post_nms_top_n(self) -> int:
+        """Return the number of proposals."""
+        return int(super().post_nms_top_n() * self._times_area + 0.5)
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]

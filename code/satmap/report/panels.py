@@ -139,11 +139,15 @@ class View:
         return width, height
 
     def ground(self, image: Picture | None = None) -> Picture:
-        """Return a panel that is white, or shows the image of this view, which may be reduced."""
+        """Return a panel that is white, or shows the image of this view, which may be reduced.
+
+        Of an image (h, w, channels) with fewer than three channels the last one is repeated.
+        """
         width, height = self.panel_size
         if image is None:
             return np.full((height, width, 3), 255, np.uint8)
         mode = cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_CUBIC
+        image = image[..., np.minimum(np.arange(3), image.shape[2] - 1)]
         resized = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=mode)
         return np.asarray(resized, np.uint8)
 

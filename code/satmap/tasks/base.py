@@ -33,6 +33,7 @@ from satmap.data.neighbours import ImageFootprint, Neighbour
 from satmap.data.scenes import cut_scenes
 from satmap.data.view_angles import ViewAngle
 from satmap.errors import SatmapError
+from satmap.networks.encoders import Encoder
 from satmap.networks.ensemble import EnsembleMember, Pixels
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
@@ -43,6 +44,7 @@ from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
 from satmap.weights.header import CONTENT_KEY, TASK_CONTENT
 from satmap.weights.members import WeightFile
+from satmap.weights.network_files import load_pretrained_encoder
 from satmap.weights.tensor_file import mismatch, read_tensors, write_tensors
 
 #: Adds up a tensor over all processes that share a batch.
@@ -219,7 +221,9 @@ class Task(ABC):
 
     def load_encoder(self, network: nn.Module, file: Path) -> None:
         """Load the ImageNet weights of a file into the network's encoder."""
-        raise SatmapError(f"networks for {self.noun} cannot start from {file}.")
+        if (encoder := _encoder_of(network)) is None:
+            raise SatmapError(f"networks for {self.noun} cannot start from {file}.")
+        load_pretrained_encoder(encoder, file)
 
     def load_start(self, network: nn.Module, file: Path) -> list[str]:
         """Load the weights of a trained network into an untrained one, which then learns further.
@@ -236,16 +240,20 @@ class Task(ABC):
 
     def encoder_parameters(self, network: nn.Module) -> list[nn.Parameter]:
         """Return the parameters whose learning rate a stage scales by its ``encoder_rate``."""
-        raise SatmapError(
-            f"networks for {self.noun} have no encoder. Leave `encoder_rate` out of the recipe."
-        )
+        if (encoder := _encoder_of(network)) is None:
+            raise SatmapError(
+                f"networks for {self.noun} have no encoder. Leave `encoder_rate` out of the recipe."
+            )
+        return list(encoder.parameters())
 
     def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
         """Freeze or unfreeze the first ``stages`` of the encoder, or all of it.
 
         Only networks that started from ImageNet weights or another network are ever frozen.
         """
-        return
+        if (encoder := _encoder_of(network)) is not None:
+            count = len(encoder.stages) if stages is None else stages
+            encoder.freeze(count if frozen else 0)
 
     @property
     @abstractmethod
@@ -490,3 +498,9 @@ def default_task(name: str, **settings: Any) -> Task:
         SatmapError: there is no such task.
     """
     return task_of(default_recipe(name, **settings))
+
+
+def _encoder_of(network: nn.Module) -> Encoder | None:
+    """Return the encoder of a network; None if it has none of satmap's."""
+    encoder = getattr(network, "encoder", None)
+    return encoder if isinstance(encoder, Encoder) else None

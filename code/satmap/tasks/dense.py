@@ -30,7 +30,6 @@ from satmap.tasks.base import Batch, PreparedImage, Task
 from satmap.tasks.result_decoders import MapDecoder
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import (
-    load_pretrained_encoder,
     load_trained_network,
     load_weights,
     save_weights,
@@ -130,26 +129,10 @@ class DenseTask(Task):
             self.categories,
         )
 
-    def load_encoder(self, network: nn.Module, file: Path) -> None:
-        """Load the ImageNet weights of a file into the UNet's encoder."""
-        assert isinstance(network, UNet)
-        load_pretrained_encoder(network.encoder, file)
-
     def load_start(self, network: nn.Module, file: Path) -> list[str]:
         """Load a trained UNet: encoder, decoder, and the maps of the same name and category."""
         assert isinstance(network, UNet)
         return load_trained_network(network, file)
-
-    def encoder_parameters(self, network: nn.Module) -> list[nn.Parameter]:
-        """Return the parameters of the UNet's encoder."""
-        assert isinstance(network, UNet)
-        return list(network.encoder.parameters())
-
-    def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
-        """Freeze or unfreeze the first stages of the UNet's encoder, or all of it."""
-        assert isinstance(network, UNet)
-        count = len(network.encoder.stages) if stages is None else stages
-        network.encoder.freeze(count if frozen else 0)
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         """Return the normalised images and, for networks with several heads, the head indices."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import torch
 import yaml
 from affine import Affine
 
-from forked_ranks import finish, start_ranks
+from commands import run
+from forked_ranks import finish, start_command, start_ranks, wait_until
 from satmap.cli import main
 from satmap.evaluation.metrics.building_f1 import group_of
 from satmap.prediction.map import MapRequest, map_sources
@@ -46,12 +49,12 @@ RECIPE = {
     "optimizer": {"name": "adamw", "ema_decay": 0.9},
     "members": [
         {
-            "fold": fold, "encoder": "efficientnet_lite0", "bands": 3,
+            "fold": fold, "encoder": "tiny", "pretrained": False, "bands": 3,
             "decoder": {"kind": "light", "widths": [16, 16, 16, 16]},
             "losses": {"maps": {"building": {"bce": 1, "dice": 1}, "border": {"bce": 1}}},
             "stages": [
-                {"crop": 96, "batch": 4, "epochs": 2, "passes": 24, "validate_every": 2,
-                 "schedule": {"kind": "cosine", "peak": 0.003}}
+                {"crop": 96, "batch": 4, "epochs": 2, "passes": 48, "validate_every": 2,
+                 "schedule": {"kind": "cosine", "peak": 0.004}}
             ],
         }
         for fold in range(2)
@@ -72,7 +75,7 @@ def houses(seed: int) -> list[list[Ring]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_encoders: None) -> Path:
     """Made chips, a recipe, and trained weights."""
     directory = tmp_path_factory.mktemp("bright")
     for number in (*TRAIN, *TEST):
@@ -87,14 +90,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(arguments)
     assert ended.value.code == 0
     return directory
-
-
-def run(capfd: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    printed = capfd.readouterr()
-    assert ended.value.code == status, printed.err
-    return printed.out if status == 0 else printed.out + printed.err
 
 
 def write_truth(path: Path, numbers: Iterable[int]) -> None:
@@ -136,6 +131,39 @@ def test_from_labels_to_a_score(
     assert "has no probability maps" in run(
         capfd, "vectorize", place / "test", tmp_path / "o.csv", "--task", "instances", status=1
     )
+
+
+def test_a_killed_training_resumes_to_the_same_weights(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load((place / "bright.yaml").read_text())
+    stage = recipe["members"][0]["stages"][0] | {"passes": 5, "validate_every": 1}
+    recipe["members"] = [{**recipe["members"][0], "stages": [stage, stage | {"epochs": 1}]}]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def train(weights: Path) -> list[str]:
+        return [
+            "train", str(place / "train"), "--recipe", str(tmp_path / "recipe.yaml"),
+            "--weights", str(weights), "--cache", str(place / "cache"), "--workers", "0",
+            "--device", "cpu", "--save-minutes", "0.0001",
+        ]  # fmt: skip
+
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
+    run(capfd, *train(whole))
+    process = start_command(train(killed), log)
+    has_state = wait_until(lambda: any(killed.glob("*.state.pt")), process.is_alive)
+    assert has_state, log.read_text()
+    process.kill()
+    assert finish([process]) == [-signal.SIGKILL]
+    (state,) = killed.glob("*.state.pt")
+    progress = torch.load(state, weights_only=True)["progress"]
+    assert progress["step"] > 0, "killed between two epochs"
+    assert "resuming after" in run(capfd, *train(killed))
+    found, expected = (
+        {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
+        for directory in (killed, whole)
+    )
+    assert found == expected
 
 
 def test_a_map_has_no_seams(place: Path, tmp_path: Path) -> None:

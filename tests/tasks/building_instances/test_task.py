@@ -95,7 +95,7 @@ def test_symmetries_are_undone(symmetry: Symmetry) -> None:
     assert np.array_equal(restored.boxes, np.stack([box for box, _ in expected]))
     assert np.array_equal(restored.masks, np.stack([mask for _, mask in expected]))
     assert np.array_equal(restored.scores, scores)
-    none = found.select(np.zeros(2, np.bool_))
+    none = Candidates.join([], 4)
     assert task.restore(none, symmetry, (height, width)).boxes.shape == (0, 4)
 
 

@@ -69,13 +69,6 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, index: NDArray[np.generic]) -> "Candidates":
-        """Return some of the candidates, by their indices or a mask."""
-        seen = None if self.seen is None else self.seen[index]
-        return Candidates(
-            self.boxes[index], self.scores[index], self.masks[index], self.is_cut[index], seen
-        )
-
     @classmethod
     def join(cls, parts: Sequence["Candidates"], mask_px: int) -> "Candidates":
         """Join candidates with windows, in the order of the parts.

@@ -52,7 +52,6 @@ from satmap.tasks.instances import FoundInstances, InstanceTask, WindowCandidate
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Polygons
-from satmap.weights.network_files import load_pretrained_encoder
 from satmap.weights.tensor_file import mismatch, read_tensors
 
 # Value of ignored pixels in cached targets, which are uint16.
@@ -134,11 +133,6 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
             member.decoder.kind,
         )
 
-    def load_encoder(self, network: nn.Module, file: Path) -> None:
-        """Load the ImageNet weights of a file into the encoder."""
-        assert isinstance(network, CascadeNetwork)
-        load_pretrained_encoder(network.encoder, file)
-
     def load_start(self, network: nn.Module, file: Path) -> list[str]:
         """Load a trained cascade of the same architecture."""
         tensors = read_tensors(file)
@@ -146,17 +140,6 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
             raise SatmapError(f"{file} holds another network than the recipe: {fault}.")
         network.load_state_dict(tensors)
         return []
-
-    def encoder_parameters(self, network: nn.Module) -> list[nn.Parameter]:
-        """Return the parameters of the encoder."""
-        assert isinstance(network, CascadeNetwork)
-        return list(network.encoder.parameters())
-
-    def freeze_encoder(self, network: nn.Module, frozen: bool, stages: int | None) -> None:
-        """Freeze or unfreeze the first stages of the encoder, or all of it."""
-        assert isinstance(network, CascadeNetwork)
-        count = len(network.encoder.stages) if stages is None else stages
-        network.encoder.freeze(count if frozen else 0)
 
     @property
     def loss_parts(self) -> tuple[str, ...]:
