@@ -393,7 +393,7 @@ class InstanceDecoder:
         settings: least score and areas, threshold and outlines.
         shape: height and width of the image.
         metres_per_pixel: along x and y.
-        rating_model: file of the second-level model that chooses among these buildings and those
+        rating_model: file of the confidence model that chooses among these buildings and those
             of the probability maps; None to take the buildings as they are.
     """
 

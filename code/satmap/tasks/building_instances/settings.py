@@ -44,7 +44,7 @@ class MergeSettings(Settings):
         hole_px: smaller holes are filled.
         simplify_px: tolerance of the outline simplification.
         right_angles: align walls with the building's main directions on the ground.
-        least_iou: with a second-level model, buildings with a lower expected intersection over
+        least_iou: with a confidence model, buildings with a lower expected intersection over
             union are dropped.
         watershed: how the model's further candidates are found in probability maps.
     """
