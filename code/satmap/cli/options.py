@@ -111,7 +111,7 @@ def add_sources(sub: Parser) -> None:
     sub.value(
         "--shift EAST,NORTH",
         two_numbers,
-        "move vector labels by so many metres, for example by the offset that inventory reports",
+        "move vector labels by these metres, for example by the offset that inventory reports",
     )
 
 
@@ -120,8 +120,8 @@ def add_judgement(sub: Parser) -> None:
     sub.value(
         "--judgement JUDGED",
         Path,
-        "directory that `labels judge` has written: uses the moved labels, ignores what it says "
-        "and leaves out dropped tiles",
+        "directory that `labels judge` has written: take its moved labels, and leave out what it "
+        "ignores or drops",
     )
 
 
@@ -158,6 +158,12 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
             if getattr(options, name) is not None:
                 option = name.replace("_", "-")
                 raise SatmapError(f"--{option} is for your own images: give --labels, too.")
+        for source in options.sources:
+            if "://" in source or Path(source).is_file():
+                raise SatmapError(
+                    f"{source} is a single image: give its labels, too, with --labels. Without "
+                    "--labels give the directory of a challenge's images and labels."
+                )
         require_directories(map(Path, options.sources))
         return None
     for path in (options.labels, *([options.area] if options.area else [])):

@@ -75,8 +75,8 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         self.margin_px = min(recipe.inference.overlap, _CONTEXT_PX)
         if recipe.augmentation.mixup:
             raise SatmapError(
-                f"recipe {recipe.name}: MixUp needs probability maps, which the task instances "
-                "does not have. Leave `mixup` out."
+                f"recipe {recipe.name}: MixUp cannot mix boxes, which the task instances learns "
+                "from. Leave `mixup` out."
             )
         for member in recipe.all_members:
             heads = member.losses.maps.map_names if member.losses.maps else ()
