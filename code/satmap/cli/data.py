@@ -75,7 +75,7 @@ def _inventory(options: argparse.Namespace) -> int:
     recipe, cache = task.recipe, options.cache or default_cache()
     inventory = find_labelled(directories, own, task, cache, options.judgement)
     print(inventory.summary())
-    if recipe.folds_by:
+    if options.recipe and recipe.folds_by:
         chips = [chip for chip in inventory.chips if chip.label is not None]
         folds = split_chips(chips, recipe.folds_by, recipe.folds, recipe.seed, inventory.duplicates)
         print(describe_folds(chips, folds))

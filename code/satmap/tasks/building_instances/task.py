@@ -143,7 +143,10 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         """Load a trained cascade of the same architecture."""
         tensors = read_tensors(file)
         if fault := mismatch(network.state_dict(), tensors):
-            raise SatmapError(f"{file} holds another network than the recipe: {fault}.")
+            raise SatmapError(
+                f"{file} holds another network than the recipe names: {fault}. Give a cascade with "
+                "the same `network`, encoder and bands."
+            )
         network.load_state_dict(tensors)
         return []
 
@@ -164,7 +167,7 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         return self.recipe.task.network.loss_parts
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Any, ...]:
-        """Return the normalised images, and per image the boxes and the map of the buildings."""
+        """Return the normalised images, and per image the buildings' boxes and instance map."""
         assert isinstance(network, CascadeNetwork)
         images = network.encoder.normalize(batch["image"])
         images = images.contiguous(memory_format=torch.channels_last)
@@ -315,10 +318,10 @@ class _Maps:
 
 
 def target_of_maps(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Draw the target of probability maps (h, w, 2) from the buildings of a crop.
+    """Draw the target of probability maps, uint8 (h, w, 2), from the buildings of a crop.
 
-    It is that of the task ``buildings`` with a border of one pixel, without contact, and with equal
-    weights.
+    It is a target of the task ``buildings`` with a border of one pixel, without contact, and with
+    equal weights.
     """
     known = np.maximum(instances, 0)
     target = np.zeros((*instances.shape, 2), np.uint8)
@@ -331,8 +334,8 @@ def target_of_maps(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
 def _draw(chip: Chip, outlines: Polygons, shape: tuple[int, int]) -> NDArray[np.uint16]:
     if len(outlines) >= _IGNORED:
         raise SatmapError(
-            f"{chip.label}: {len(outlines)} buildings in one image; at most {_IGNORED - 1} can be "
-            "numbered. Cut the image into tiles (`tiles` in the recipe)."
+            f"{chip.label}: {len(outlines)} buildings in one image, but at most {_IGNORED - 1} can "
+            "be numbered. Cut the image into tiles (`tiles` in the recipe)."
         )
     return draw_instances(outlines, shape).astype(np.uint16)
 
@@ -342,8 +345,8 @@ def find_parts(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Number the connected parts of the buildings in a crop.
 
-    Reflection at the border of a chip and buildings of several parts give one number to places that
-    do not touch.
+    In the target, places that do not touch can have one number: a building and its reflection at
+    the border of the chip, or the parts of a building.
 
     Args:
         target: uint16 (h, w), the building of each pixel; 0 for the ground, 65535 for ignored
