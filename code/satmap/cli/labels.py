@@ -18,7 +18,8 @@ def add_labels_actions(commands: Commands) -> None:
     """Add ``labels`` and its actions."""
     actions = commands.group("labels", "Judge labels by the predictions of trained networks.")
     judge = actions.add("judge", _labels_judge)
-    add_sources(judge)
+    # It measures the shifts itself.
+    add_sources(judge, shift=False)
     add_networks(judge)
     judge.value(
         "--output OUT",
