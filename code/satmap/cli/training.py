@@ -224,8 +224,8 @@ def _tune(options: argparse.Namespace) -> int:
     has a head per view angle category, each category is fitted separately. Use the result with
     `predict --recipe OUT.yaml`.
 
-    For the task instances MAPS is the submission of `predict --out-of-fold` instead, with many
-    uncertain buildings: set `vectorizer: {least_score: 0.05, least_px: 0}` in the recipe before.
+    For the task instances MAPS is the submission of `predict --out-of-fold` instead. It needs many
+    uncertain buildings: predict with `vectorizer: {least_score: 0.05, least_px: 0}` in the recipe.
     Every area gets its own least score and size.
 
     Examples:
