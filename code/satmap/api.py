@@ -44,7 +44,7 @@ class Predictor:
         task: the task of the networks.
         members: the networks, on the device.
         device: device of the networks.
-        rating_model: the confidence model beside the networks, if there is one.
+        rating_model: the second-level model beside the networks, if there is one.
     """
 
     task: Task

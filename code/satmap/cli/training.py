@@ -273,12 +273,12 @@ def add_confidence(commands: Commands) -> None:
 
 
 def _confidence(options: argparse.Namespace) -> int:
-    """Fit the model that chooses and rates buildings, to out-of-fold probability maps.
+    """Fit the model that selects and rates buildings, to out-of-fold probability maps.
 
     OUT.csv and MAPS come from one run on training images: `predict DIR... OUT.csv --out-of-fold
     --probabilities MAPS`. The model (LightGBM, as text) is written beside the networks, and
-    `predict` and `map` use it from then on. Without it, the confidence of a building is its mean
-    probability times the square root of its area, or the score of a cascade (task instances).
+    `predict` uses it from then on. Without it, the confidence of a building is its mean probability
+    times the square root of its area.
 
     Examples:
       satmap confidence fold.csv maps/ --weights weights

@@ -126,7 +126,7 @@ class Plan:
         recipe: the recipe to predict with.
         task: the task of the recipe.
         files: weight files of the ensemble.
-        rating_model: model that rates their results (for buildings the confidence model), if any.
+        rating_model: second-level model of these networks, if there is one.
         held_out: for each file the images that its training held out; None if not out of fold.
         ids: image id to the id in the output file, for every image, in the order of the file.
         tiles: the images that can be read.

@@ -120,9 +120,9 @@ def building_attributes(image: ImageBuildings) -> list[dict[str, str | float | N
     ==================== =======================================================================
     ``image_id``         the image
     ``mean_probability`` mean probability inside the footprint, 0..1, not calibrated; None if a
-                         confidence model or a cascade rated the building
-    ``expected_iou``     expected intersection over union with the true building, 0..1, from the
-                         confidence model or the cascade; otherwise None
+                         confidence model rated the building
+    ``expected_iou``     intersection over union with the true building that the confidence model
+                         expects, 0..1; None without a model
     ``area_m2``          area in square metres; NaN without a georeference
     ==================== =======================================================================
 

@@ -32,7 +32,7 @@ _MOST_SPOTS = 8
 
 
 def compared(data: MapData, truth: Path, result: Path) -> MapData:
-    """Return a map together with its comparison with a truth.
+    """Return a map with its comparison with a truth.
 
     Args:
         data: what the map shows.

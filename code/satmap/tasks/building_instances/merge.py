@@ -392,7 +392,7 @@ class InstanceDecoder:
         settings: how candidates become buildings; here least score and sizes, threshold, outlines.
         shape: height and width of the image.
         metres_per_pixel: along x and y.
-        rating_model: file of the confidence model that chooses among these buildings and those
+        rating_model: file of the second-level model that chooses among these buildings and those
             of the probability maps; None to take the buildings as they are.
     """
 
@@ -430,7 +430,7 @@ class InstanceDecoder:
         return sorted(touching, key=lambda each: (-each.confidence, each.polygon.wkb))
 
     def _pooled(self, prediction: Instances, maps: ProbabilityMaps) -> list[Building]:
-        """Choose among the buildings of the cascade and of the maps by the confidence model."""
+        """Choose among the buildings of the cascade and those of the probability maps."""
         assert self.rating_model is not None
         model, settings = read_confidence_once(self.rating_model), self.settings
         corner = np.array([prediction.left, prediction.top])

@@ -208,7 +208,7 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         return self.recipe.task.network.maps
 
     def find_rating_model(self, weights: Path) -> Path | None:
-        """Return the path of the confidence model beside the networks, if there is one."""
+        """Return the path of the second-level model beside the networks, if there is one."""
         return find_confidence(weights) if self.map_names else None
 
     def predict(self, image: PreparedImage, device: torch.device) -> FoundInstances:
