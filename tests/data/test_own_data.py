@@ -542,6 +542,19 @@ def test_options_for_own_images_need_labels(
     assert "--gsd is for your own images: give --labels, too" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["buildings", "raster", "instances"])
+def test_inventory_without_recipe(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "images/a.tif", picture())
+    write_shapes(tmp_path / "houses.geojson", [shapely.box(50, 60, 90, 100)])
+    with pytest.raises(SystemExit) as ended:
+        main(["inventory", str(tmp_path / "images"), "--labels", str(tmp_path / "houses.geojson"),
+              "--task", name, "--cache", str(tmp_path / "cache")])  # fmt: skip
+    assert not ended.value.code
+    assert "labels: 1 building in 1 file" in capsys.readouterr().out
+
+
 def test_training_with_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     houses = grid_of_houses()
     for number in range(4):

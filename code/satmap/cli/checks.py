@@ -38,6 +38,12 @@ def check_prediction(options: argparse.Namespace) -> None:
     """Check directories, outputs, weights and recipe of ``predict``."""
     if options.probabilities:
         require_writable(options.probabilities / "maps.tif")
+    for path in options.directories:
+        if path.is_file():
+            raise SatmapError(
+                f"{path} is a file. `predict` reads directories of a challenge's images; `satmap "
+                "map` reads any images."
+            )
     require_directories(options.directories)
     require_outputs(options.output, options.export)
     files = find_weights(options.weights)

@@ -15,6 +15,9 @@ from satmap.cli.options import (
 from satmap.errors import SatmapError
 from satmap.recipes.registry import task_names
 
+# Recipes for small data that are not called small-TASK.
+_SMALL = {"raster": "small-open-cities", "instances": "small-cascade"}
+
 
 def add_inventory(commands: Commands) -> None:
     """Add ``inventory``."""
@@ -28,8 +31,8 @@ def add_inventory(commands: Commands) -> None:
     )
     inventory.add_argument(
         "--recipe",
-        help="recipe that will be trained, for its tiles and folds (default with --labels: "
-        "small-TASK)",
+        help="recipe that will be trained, for its tiles and folds (default with --labels: that "
+        "for small data, such as small-roads)",
     )
     add_cache(inventory, "with --labels or a recipe with tiles")
     add_judgement(inventory)
@@ -38,10 +41,10 @@ def add_inventory(commands: Commands) -> None:
 def _inventory(options: argparse.Namespace) -> int:
     """List areas, images, labels, bands and sizes, and what is missing.
 
-    With --labels, it cuts your own images and labels into chips in the cache, where a training
-    finds them, and reports how they fit together: objects, ignored pixels, the offset between
-    labels and images, and how validation data are held out. With a --recipe that has tiles, it
-    does the same with the scenes of a challenge.
+    With --labels it checks your own images and labels: objects, ignored pixels, the offset between
+    labels and images, and how validation data are held out. It cuts the images into chips in the
+    cache, where `satmap train` finds them. With a --recipe that has tiles, it does the same with
+    the scenes of a challenge.
 
     Examples:
       satmap inventory SpaceNet5/
@@ -68,11 +71,11 @@ def _inventory(options: argparse.Namespace) -> int:
     from satmap.data.labelled import find_labelled
     from satmap.tasks.base import task_of
 
-    task = task_of(recipe or load_recipe(f"small-{options.task}"))
+    task = task_of(recipe or load_recipe(_SMALL.get(options.task, f"small-{options.task}")))
     recipe, cache = task.recipe, options.cache or default_cache()
     inventory = find_labelled(directories, own, task, cache, options.judgement)
     print(inventory.summary())
-    if recipe.folds_by:
+    if options.recipe and recipe.folds_by:
         chips = [chip for chip in inventory.chips if chip.label is not None]
         folds = split_chips(chips, recipe.folds_by, recipe.folds, recipe.seed, inventory.duplicates)
         print(describe_folds(chips, folds))
@@ -189,11 +192,14 @@ def _make_city(options: argparse.Namespace) -> int:
 def add_demo(commands: Commands) -> None:
     """Add ``demo``."""
     demo = commands.add("demo", _demo)
-    demo.value("directory DIR", Path, "directory for city, weights, submission and pictures")
+    demo.value("directory DIR", Path, "directory for maps, city, weights, submission and pictures")
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """Train, predict and score on a synthetic city, in minutes on two CPU cores.
+    """Map two real places; then train, predict and score on a synthetic city. Takes minutes.
+
+    DIR/real/ gets the maps of the two places, for the browser and for a GIS. DIR/pictures/ shows
+    the results of the synthetic city. Two CPU cores are enough.
 
     Examples:
       satmap demo demo

@@ -18,7 +18,8 @@ def add_labels_actions(commands: Commands) -> None:
     """Add ``labels`` and its actions."""
     actions = commands.group("labels", "Judge labels by the predictions of trained networks.")
     judge = actions.add("judge", _labels_judge)
-    add_sources(judge)
+    # It measures the shifts itself.
+    add_sources(judge, shift=False)
     add_networks(judge)
     judge.value(
         "--output OUT",
@@ -41,8 +42,8 @@ def add_labels_actions(commands: Commands) -> None:
     judge.value(
         "--certain P",
         share,
-        "ignore predicted buildings without label from this mean probability on (default: "
-        "%(default)g)",
+        "ignore predicted buildings without a label if their mean probability is at least this "
+        "(default: %(default)g)",
         default=0.8,
     )
     judge.value(
@@ -57,10 +58,11 @@ def add_labels_actions(commands: Commands) -> None:
 def _labels_judge(options: argparse.Namespace) -> int:
     """Move shifted labels of buildings, and find tiles and buildings with wrong labels.
 
-    Every tile is predicted by the networks in --weights that held it out, or by all if they have
-    never seen it. Labels are registered to the predictions: the shift may vary within a scene. Then
-    the Jaccard index of each tile and building decides whether a training keeps, ignores or drops
-    it. `train --judgement OUT` reads the result.
+    The networks in --weights must predict probability maps of buildings. Those that have not
+    learned from a tile predict it. The labels are moved to where they fit the predictions best; the
+    shift may vary within a scene. Then the Jaccard index of each tile and building with the
+    prediction decides whether a training keeps it, or leaves it out. `train --judgement OUT` reads
+    the result.
 
     OUT gets report.md (a table by place, with pictures), labels/ (the moved labels, in the layout
     of the source), ignored/ (polygons that the loss ignores, with the reason) and judgement.json.

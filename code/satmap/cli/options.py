@@ -84,8 +84,11 @@ def add_units(sub: Parser) -> None:
     )
 
 
-def add_sources(sub: Parser) -> None:
-    """Add the argument for images: a challenge's directories, or any rasters with ``--labels``."""
+def add_sources(sub: Parser, shift: bool = True) -> None:
+    """Add the argument for images: a challenge's directories, or any rasters with ``--labels``.
+
+    Without ``shift`` there is no option to move the labels.
+    """
     sub.add_argument(
         "sources",
         metavar="SOURCE",
@@ -108,11 +111,12 @@ def add_sources(sub: Parser) -> None:
         pixel_size,
         "pixel size of images without georeference (default: the recipe's)",
     )
-    sub.value(
-        "--shift EAST,NORTH",
-        two_numbers,
-        "move vector labels by so many metres, for example by the offset that inventory reports",
-    )
+    if shift:
+        sub.value(
+            "--shift EAST,NORTH",
+            two_numbers,
+            "move vector labels by these metres, for example by the offset that inventory reports",
+        )
 
 
 def add_judgement(sub: Parser) -> None:
@@ -120,8 +124,8 @@ def add_judgement(sub: Parser) -> None:
     sub.value(
         "--judgement JUDGED",
         Path,
-        "directory that `labels judge` has written: uses the moved labels, ignores what it says "
-        "and leaves out dropped tiles",
+        "directory that `labels judge` has written: take its moved labels, and leave out what it "
+        "ignores or drops",
     )
 
 
@@ -155,9 +159,15 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
     """
     if options.labels is None:
         for name in ("area", "bands", "source_crs", "zoom", "gsd", "metres_per_pixel", "shift"):
-            if getattr(options, name) is not None:
+            if getattr(options, name, None) is not None:
                 option = name.replace("_", "-")
                 raise SatmapError(f"--{option} is for your own images: give --labels, too.")
+        for source in options.sources:
+            if "://" in source or Path(source).is_file():
+                raise SatmapError(
+                    f"{source} is a single image: give its labels, too, with --labels. Without "
+                    "--labels give the directory of a challenge's images and labels."
+                )
         require_directories(map(Path, options.sources))
         return None
     for path in (options.labels, *([options.area] if options.area else [])):
@@ -174,7 +184,7 @@ def own_data(options: argparse.Namespace) -> "OwnData | None":
         options.zoom,
         options.gsd,
         options.metres_per_pixel,
-        options.shift or (0.0, 0.0),
+        getattr(options, "shift", None) or (0.0, 0.0),
     )
 
 

@@ -77,13 +77,13 @@ def add_predict(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     """Predict the roads or buildings of every image and write the submission.
 
-    Buildings are written as SpaceNet's CSV, or as COCO results if OUT ends in .json. Masks (task
-    raster) are one .TIF per image, in the directory OUT or in an archive if OUT ends in .zip or
-    .tgz. All checkpoints of the recipe in the directory of weights are averaged. An image that
-    cannot be read gets an empty row or mask and is reported at the end. After an interruption the
-    same command resumes with the next image. All visible GPUs are used, with one process per GPU;
-    on several machines use torchrun. The file does not depend on the number of processes and
-    workers.
+    DIR holds a challenge's images; for any other images use `satmap map`. Buildings are written as
+    SpaceNet's CSV, or as COCO results if OUT ends in .json. Masks (task raster) are one .TIF per
+    image, in the directory OUT or in an archive if OUT ends in .zip or .tgz. The predictions of all
+    checkpoints of the recipe are averaged. An image that cannot be read gets an empty row or mask
+    and is reported at the end. After an interruption the same command resumes with the next image.
+    satmap uses all visible GPUs, with one process each; on several machines use torchrun. OUT does
+    not depend on the number of processes and workers.
 
     Examples:
       satmap predict test/ out.csv --weights weights
@@ -171,7 +171,7 @@ def add_map(commands: Commands) -> None:
     map_.add_argument(
         "--task",
         choices=task_names(),
-        help="what to map; chooses the starter network (default: as the weights)",
+        help="what to map (default: that of the weights; needed for a starter network)",
     )
     map_.add_argument(
         "--recipe", help="name of a recipe or .yaml file (default: that of the weights)"
@@ -202,12 +202,13 @@ def add_map(commands: Commands) -> None:
 def _map(options: argparse.Namespace) -> int:
     """Map any images: GeoTIFF, VRT, JPEG, PNG, WebP, JPEG 2000, MBTiles, map tiles.
 
-    Without --weights, satmap's own starter network for the task is used (docs/models/).
+    Without --weights, satmap uses the starter network of the --task: roads in aerial images of
+    about 1 m per pixel, or buildings in aerial and drone images of 0.15 to 0.3 m (docs/models/).
     All images with a georeference become one map, without seams. Images without one are mapped
-    separately, in pixels. Images are read in the pixel size that the networks were trained with.
-    A raster or a part of it that cannot be read is left out and reported at the end. The exit
-    status is then 1, and the same command maps only what is missing. After an interruption it
-    resumes, too.
+    separately, in pixels. Images are resampled to the pixel size that the networks were trained
+    with. A raster or a part of it that cannot be read is left out and reported at the end. The exit
+    status is then 1, and the same command maps only what is missing. After an interruption the same
+    command resumes.
 
     Examples:
       satmap map town.tif roads.gpkg --task roads

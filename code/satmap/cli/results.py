@@ -96,7 +96,7 @@ def add_check(commands: Commands) -> None:
     check.value(
         "directories DIR",
         Path,
-        "directory of the images that the submission must contain, or that the map must lie on",
+        "directory of the images that a submission must contain, or that a map must lie on",
         nargs="*",
     )
 
@@ -147,11 +147,10 @@ def add_overlay(commands: Commands) -> None:
 def _overlay(options: argparse.Namespace) -> int:
     """Draw the roads or buildings of a submission over its images.
 
-    Roads are coloured by speed. With a truth, the true roads and the found, missed and false roads
-    are beside them, and buildings are found, missed or false, with their intersection over union.
-    Masks are outlined, with a truth as found, missed and false pixels.
-    Images of any names are found by the ids of the submission, and for vector files, such as
-    satmap's exports, by their place.
+    Roads are coloured by speed. With a truth, further panels show the true roads, and which roads
+    are found, missed and false. Buildings and areas of masks are then drawn as found, missed or
+    false, buildings with their intersection over union. Images may have any names: they are found
+    by the ids of the submission, or for vector files, such as satmap's exports, by their place.
 
     Examples:
       satmap overlay out.csv pictures images/
@@ -188,9 +187,9 @@ def add_convert(commands: Commands) -> None:
 def _convert(options: argparse.Namespace) -> int:
     """Convert roads or buildings from vector files to the challenge's CSV, in pixels of its images.
 
-    A file of a directory is named like its image. The features of a single file, such as an export
-    of satmap, state their image (image_id); without that they are cut at the borders of the images.
-    Images without objects get an empty row.
+    Each file of a directory is named like its image. The features of a single file, such as an
+    export of satmap, name their image in image_id; without it they are cut at the borders of the
+    images. Images without objects get an empty row.
 
     Examples:
       satmap convert geojson/ out.csv test_images/

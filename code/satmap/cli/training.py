@@ -101,7 +101,8 @@ def _train(options: argparse.Namespace) -> int:
 
     With --labels, images and labels may have any names. Images are cut into chips. Pixels without
     data, large white or black parts and everything outside --area are ignored. `satmap inventory`
-    with the same options shows what would be trained on.
+    with the same options shows what the training would use. Give a --recipe: small-roads or
+    small-buildings for your own data.
 
     A recipe may have `rounds`, in which networks learn from the predictions of earlier ones, on
     labelled images or on those of --unlabelled.
@@ -220,10 +221,12 @@ def _tune(options: argparse.Namespace) -> int:
     --out-of-fold --probabilities MAPS`). TRUTH holds their true roads as CSV, or their true
     buildings as SpaceNet's CSV or COCO annotations. The fit is judged by two-fold cross-validation.
     If it does not improve the score of unseen images, the settings stay as they are. If the recipe
-    has a head per view angle category, each category is fitted separately. For the task instances
-    MAPS is a submission with many uncertain buildings (predict with `vectorizer: {least_score:
-    0.05, least_px: 0}` in the recipe), and every area gets its own least score and size. Use the
-    result with `predict --recipe OUT.yaml`.
+    has a head per view angle category, each category is fitted separately. Use the result with
+    `predict --recipe OUT.yaml`.
+
+    For the task instances MAPS is the submission of `predict --out-of-fold` instead. It needs many
+    uncertain buildings: predict with `vectorizer: {least_score: 0.05, least_px: 0}` in the recipe.
+    Every area gets its own least score and size.
 
     Examples:
       satmap tune maps/ truth.csv tuned.yaml --recipe small-roads

@@ -26,12 +26,12 @@ def add_view(commands: Commands) -> None:
     view.value(
         "--images SOURCE",
         Path,
-        "raster, or directory of rasters, to show below; repeatable",
+        "raster, or directory of rasters, to show below the result; repeatable",
         action="append",
         default=[],
     )
-    view.value("--truth TRUTH", Path, "truth to compare with, as for score")
-    view.value("--html OUT.html", Path, "write one HTML file that opens offline, and end")
+    view.value("--truth TRUTH", Path, "truth to compare with, as for score; for one RESULT")
+    view.value("--html OUT.html", Path, "write one HTML file that opens offline; start no server")
     view.value("--port N", _port, "port of the local server (default: any free one)", default=0)
     view.flag("--no-browser", "only print the address, open no browser")
 
@@ -42,7 +42,8 @@ def _view(options: argparse.Namespace) -> int:
     RESULT is an export of `satmap map` or `predict`, or any other vector file of roads or
     buildings. The map finds fastest routes and the roads that can be reached in 5, 10 and 15
     minutes. A small server on this machine shows it until Ctrl-C; nothing is loaded from elsewhere.
-    With --html the map is written as one file, with reduced imagery.
+    With --html the map is written as one file instead, with reduced imagery. With --truth the map
+    also shows what is found, missed and false.
 
     Examples:
       satmap view roads.gpkg buildings.gpkg --images town.tif

@@ -62,7 +62,8 @@ def _weights_fetch(options: argparse.Namespace) -> int:
     """Download the ImageNet weights that a recipe starts from.
 
     They are written to imagenet/ in the directory of weights and checked against the publisher's
-    SHA-256. Existing files are verified and kept. No other command uses the network.
+    SHA-256. Existing files are verified and kept. Recipes such as small-roads need none: theirs are
+    installed with satmap. Other commands use the network only for images that are web addresses.
 
     Examples:
       satmap weights fetch --recipe sn5-roads --weights weights

@@ -1,8 +1,8 @@
 """Judgements of labels: moved labels and the ground that a training ignores.
 
-``satmap labels judge`` writes a directory with vector files that any GIS can show and edit, and
-``judgement.json``, which says which of them belong to which image. :func:`judged_inventory` and
-:func:`judged_own_data` put them in the place of the labels that were judged.
+``satmap labels judge`` writes a directory. Its vector files can be shown and edited in any GIS, and
+``judgement.json`` says which of them belong to which image. :func:`judged_inventory` and
+:func:`judged_own_data` replace the original labels by these files.
 """
 
 from dataclasses import replace
@@ -46,12 +46,13 @@ Evidence = Literal["tile", "scene", "area", "none"]
 
 
 class Thresholds(Settings):
-    """From which values on labels are kept.
+    """Thresholds of the verdicts.
 
     Attributes:
         drop: tiles with a lower Jaccard index are left out of the training.
         ignore: the loss ignores buildings with a lower Jaccard index.
-        certain: the loss ignores predicted buildings without a label from this mean probability on.
+        certain: the loss ignores predicted buildings without a label if their mean probability is
+            at least this.
         least_m2: smallest area of such a prediction, square metres.
     """
 
@@ -67,7 +68,7 @@ class JudgedLabel(Settings):
     Attributes:
         label: the moved labels, a file or a directory.
         ignored: file with the polygons that the loss ignores.
-        source: the label that was judged.
+        source: the original label.
     """
 
     label: Inside
@@ -106,7 +107,7 @@ class Judgement(Settings):
 
     Attributes:
         judgement: format number, to be increased when the meaning of a field changes.
-        thresholds: what the verdicts depend on.
+        thresholds: thresholds of the verdicts.
         weights: the networks that predicted.
         images: labels by the id of the scene or chip.
         own: labels of a user's own images; None for those of a challenge.
@@ -159,8 +160,8 @@ def judged_inventory(inventory: Inventory, directory: Path) -> Inventory:
     judgement = read_judgement(directory)
     if judgement.own is not None:
         raise SatmapError(
-            f"--judgement: {directory} judges labels of your own images. Give these images, with "
-            "--labels."
+            f"--judgement: {directory} judges labels of your own images. Give these images, and "
+            "their labels with --labels."
         )
     chips, judged = [], 0
     for chip in inventory.chips:
@@ -178,8 +179,8 @@ def judged_inventory(inventory: Inventory, directory: Path) -> Inventory:
     if not judged:
         known = next(iter(judgement.images), "none")
         raise SatmapError(
-            f"--judgement: {directory} judges none of these {len(inventory.chips)} images but "
-            f"others, such as {known}. Give the directories whose labels were judged."
+            f"--judgement: {directory} judges none of these {len(inventory.chips)} images. It "
+            f"judges others, such as {known}. Give the directories whose labels were judged."
         )
     return replace(
         inventory,
@@ -197,7 +198,8 @@ def judged_own_data(own: OwnData, directory: Path) -> OwnData:
     entry = read_judgement(directory).own
     if entry is None:
         raise SatmapError(
-            f"--judgement: {directory} judges images of a challenge, not your own images."
+            f"--judgement: {directory} judges labels of a challenge, not of your own images. Judge "
+            "yours with `satmap labels judge ... --labels`."
         )
     if own.shift != (0.0, 0.0):
         raise SatmapError(
@@ -227,7 +229,7 @@ def read_ignored(path: Path, georeference: Georeference) -> Shapes:
 def _require_unchanged(label: Path, entry: JudgedLabel, directory: Path) -> None:
     if record_file(label).sha256 != entry.source.sha256:
         raise SatmapError(
-            f"{label}: has changed since {directory} judged it. Run `satmap labels judge` again."
+            f"{label} has changed since {directory} judged it. Run `satmap labels judge` again."
         )
     for name in (entry.label, entry.ignored):
         if not (directory / name).exists():

@@ -69,7 +69,7 @@ def compare(
 
 
 def _grown(labels: NDArray[np.int32], distance: float) -> NDArray[np.int32]:
-    """Give pixels within a distance of a label that label, the nearest one."""
+    """Give every pixel within a distance of a label the number of the nearest label."""
     if not labels.any():
         return labels.copy()
     away, index = cv2.distanceTransformWithLabels(
@@ -91,7 +91,7 @@ def find_unlabelled(
 ) -> list[shapely.Geometry]:
     """Find predicted buildings without a label.
 
-    Narrow rests of a prediction around labels do not count.
+    Narrow strips of a prediction around labels do not count.
 
     Args:
         probability: uint8 (h, w), 0..255 for 0..1.
@@ -102,7 +102,7 @@ def find_unlabelled(
         least_m2: least area.
 
     Returns:
-        Outlines in pixels, with half a metre around.
+        Outlines in pixels, grown by half a metre.
     """
     rest = ((probability >= 128) & valid & ~agreement.nearest).astype(np.uint8)
     radius = max(1, round(_MARGIN_M / metres_per_pixel))

@@ -1,12 +1,15 @@
 """Judge labels of buildings by the predictions of networks that have not learned from them.
 
-Labels from maps are often shifted by metres, incomplete and outdated. The steps: predict every
-tile; measure a smooth field of shifts (:mod:`satmap.judging.shifts`); move the labels; compute the
-Jaccard index of every tile and building; decide which tiles are dropped, and which buildings, and
-predicted buildings without label, the loss ignores.
+Labels from maps are often shifted by metres, incomplete and outdated. The steps:
 
-The idea of filtering labels by their Jaccard index with a prediction is that of the second place of
-the Open Cities AI challenge, who suggested it as future work.
+1. Predict every tile.
+2. Measure a smooth field of shifts (:mod:`satmap.judging.shifts`), and move the labels.
+3. Compute the Jaccard index of every tile and building.
+4. Decide which tiles the training drops, and which buildings the loss ignores, with or without a
+   label.
+
+The second place of the Open Cities AI challenge suggested to filter labels by their Jaccard index
+with a prediction.
 """
 
 import json
@@ -155,7 +158,7 @@ def label_sets_of_own(own: OwnData, cut: Inventory) -> list[LabelSet]:
     """Return the labels of a user's own images.
 
     Raises:
-        SatmapError: they are masks, or are to be moved already.
+        SatmapError: they are masks, or a shift is given for them.
     """
     vectors, _ = find_label_files(own.labels)
     if not vectors:
@@ -184,7 +187,7 @@ def judge_labels(
         label_sets: the labels and their tiles.
         predict: predicts a tile.
         thresholds: for the verdicts.
-        stretch: of the imagery in pictures.
+        stretch: contrast of the imagery in the pictures.
         weights: records of the networks.
         output: the directory to write.
         directories: directories of the challenge's images, whose layout the moved labels get.
@@ -398,7 +401,7 @@ class _Judging:
         return ignored
 
     def _valid(self, chip: Chip) -> NDArray[np.bool_]:
-        """Return the pixels of a tile that count: those with data that no label excludes."""
+        """Return the pixels of a tile that count: with data, and not ignored by its label."""
         if is_chip_label(chip.label):
             assert chip.label is not None
             return ~ChipLabel.read(chip.label).ignored

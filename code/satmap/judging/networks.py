@@ -29,7 +29,7 @@ class HeldOutNetworks:
         task: their task; it predicts footprints.
         files: the weight files.
         members: the network of each.
-        learned: for each the SHA-256 of the images that it has learned from.
+        learned: for each network, the SHA-256 of the images that it has learned from.
         device: of the networks.
     """
 
@@ -71,13 +71,12 @@ class HeldOutNetworks:
         return tuple(record_file(file.path) for file in self.files)
 
     def predict(self, chip: Chip) -> tuple[NDArray[np.uint8], Reason]:
-        """Predict the buildings of an image.
+        """Predict the buildings of an image by the networks that held it out.
 
-        Those networks do it that held the image out; if there are none, those that have never seen
-        it.
+        If no network did, those that have never seen it predict.
 
         Returns:
-            The probability, uint8 (h, w), 0..255 for 0..1, and why these networks.
+            The probability, uint8 (h, w), 0..255 for 0..1, and the reason for these networks.
 
         Raises:
             SatmapError: all networks have learned from the image, or it cannot be read.

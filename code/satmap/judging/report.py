@@ -47,12 +47,12 @@ class Building:
 
 @dataclass(frozen=True)
 class PlaceFigures:
-    """Figures of a scene, or of an area's scenes of one tile.
+    """Figures of a scene, or of all scenes of an area that have one tile.
 
     Attributes:
         name: the place.
-        tiles: pixels of moved labels or predictions by the id of each tile.
-        before, after: Jaccard index of all its pixels with the labels as they were, and moved.
+        tiles: by the id of each tile, its number of pixels with moved labels or predictions.
+        before, after: Jaccard index of all its pixels with the original and the moved labels.
         kept, ignored: number of labelled buildings, outside of dropped tiles.
         unlabelled: number of ignored predicted buildings without label.
     """
@@ -76,8 +76,8 @@ class PlaceFigures:
     ) -> "PlaceFigures":
         """Sum up tiles and buildings.
 
-        ``counts`` are the pixels that labels and prediction share, and those in either, before and
-        after.
+        ``counts`` are numbers of pixels: those in both labels and prediction, and those in either,
+        first for the original labels and then for the moved ones.
         """
         shared, either, moved_shared, moved_either = counts
         ignored = sum(building.is_ignored for building in buildings)
@@ -95,7 +95,7 @@ class TilePicture:
     Attributes:
         image: uint8 (h, w, channels).
         gsd_m: size of a pixel.
-        before, after: labels as they were, and moved.
+        before, after: original and moved labels.
         ignored: ignored polygons by reason.
         predicted: building pixels, bool (h, w).
     """
@@ -126,22 +126,24 @@ def write_report(
     limits = judgement.thresholds
     lines = [
         "# Judgement of labels", "", *table, "",
-        "Labels lay so far to the right and down of the buildings (metres, with the error within "
-        "which 80 % of the resampled results lie, and the standard deviation over the tiles). They "
-        "were moved back. `from` says on what the shift of the tiles was measured: the tile and "
-        "those around it, the scene, or the area; `none` labels were not moved, because nothing "
-        "was certain. `networks` says whether the networks had held the tiles out or had never "
-        "seen them.", "",
+        "`right m` and `down m` say how far the labels lay from the buildings, in metres; they "
+        "were moved back. 80 % of the resampled measurements lie within `error` of this shift. "
+        "`spread` is its standard deviation over the tiles. `from` says where the shift was "
+        "measured: on the tile and those around it, the scene, or the area. With `none` no shift "
+        "was certain, and the labels stayed. `networks` says whether the networks had held the "
+        "tiles out or had never seen them. `before` and `after` are the Jaccard index without and "
+        "with the move.", "",
         f"Tiles with a Jaccard index below {limits.drop:g} are dropped. The loss ignores buildings "
-        f"below {limits.ignore:g}, and predicted buildings without label from a mean probability "
-        f"of {limits.certain:g} and {limits.least_m2:g} square metres on.", "",
+        f"below {limits.ignore:g}. It also ignores predicted buildings without a label if they "
+        f"have at least {limits.least_m2:g} square metres and a mean probability of at least "
+        f"{limits.certain:g}.", "",
     ]  # fmt: skip
     dropped = sum(tile.verdict == "drop" for tile in judgement.tiles.values())
     if 2 * dropped > len(judgement.tiles):
         note = (
             f"{dropped} of {len(judgement.tiles)} tiles are dropped. Either the labels are bad or "
-            "the networks are weak: see the pictures, and lower --drop and --ignore in the latter "
-            "case."
+            "the networks are weak. Look at the pictures. If the networks are weak, lower --drop "
+            "and --ignore."
         )
         table += ["", note]
         lines += [note, ""]
@@ -190,7 +192,7 @@ def _table(places: Sequence[PlaceFigures], tiles: Mapping[str, JudgedTile]) -> l
 
 
 def _counts(values: Sequence[str]) -> str:
-    """Return values with their numbers; one value that all have alone."""
+    """Return each value with its count; without a count if all are the same."""
     numbers = Counter(values)
     if len(numbers) == 1:
         return values[0]

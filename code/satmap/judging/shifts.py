@@ -1,10 +1,10 @@
 """A smooth field of shifts between labels and predictions.
 
-Every tile is compared with its labels at all shifts. The shift of a tile is the one that fits best
-together with the tiles around it in the same scene. Where these do not agree, it is that of the
-whole scene, else that of the tiles around it in other scenes of the area, else that of the whole
-area; if none is certain, labels stay in place. The tiles of small scenes are compared in blocks,
-because the certainty of a shift comes from independent measurements.
+Every tile is compared with its labels at all shifts. The shift of a tile is the one that fits the
+tile and those around it in the same scene best. If these do not agree, it is the shift of the whole
+scene; else that of the nearest tiles of the area; else that of the whole area. If none is certain,
+labels stay in place. The tiles of small scenes are compared in blocks, because the certainty of a
+shift comes from independent measurements.
 """
 
 import itertools
@@ -35,14 +35,14 @@ _NO_WEIGHT_M = 1000.0
 
 @dataclass(frozen=True)
 class MeasuredTile:
-    """Evidence of one tile.
+    """Measurements of one tile.
 
     Attributes:
         scene, area: where it belongs.
         place: longitude and latitude of its centre.
         gsd_m: size of a pixel.
         side_m: length of a side.
-        scores: fit of each block at all shifts, without blocks that tell nothing.
+        scores: how well each block fits at all shifts; blocks without information are left out.
     """
 
     scene: str
@@ -187,10 +187,10 @@ def smoothed(
         values: (n, 2).
         wanted: places of the means, metres, (m, 2).
         width_m: standard deviation of the Gaussian.
-        errors: of the values, metres, (n,); those of small errors count more.
+        errors: of the values, metres, (n,); values with small errors count more.
 
     Returns:
-        Float64 (m, 2). Far from all places, it is the value of the nearest.
+        Float64 (m, 2). Far from all places, the mean is the value of the nearest one.
     """
     weights = np.ones(len(places))
     if errors is not None:

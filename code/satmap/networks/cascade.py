@@ -1,14 +1,15 @@
 """Cascade that finds buildings as instances: boxes, masks, and whether they are buildings.
 
 Source: Multi-task Network Cascades, https://arxiv.org/abs/1512.04412. A proposal network finds
-boxes. For each box the network predicts a mask. The features, multiplied by the mask, tell whether
-it is a building, and move the box. A second round does the same on the moved boxes with the same
-weights. With other settings (:class:`CascadeSettings`) the network has a feature pyramid
-(https://arxiv.org/abs/1612.03144), convolutional masks (https://arxiv.org/abs/1703.06870) that a
-fine feature sharpens, and predicts the quality of its masks (https://arxiv.org/abs/1903.00241).
+boxes. For each box the network predicts a mask. From the features, multiplied by the mask, it
+predicts whether this is a building, and moves the box. A second round does the same on the moved
+boxes with the same weights. Settings (:class:`CascadeSettings`) add a feature pyramid
+(https://arxiv.org/abs/1612.03144), convolutional masks (https://arxiv.org/abs/1703.06870), finer
+masks from the encoder's finest feature, and the quality of masks
+(https://arxiv.org/abs/1903.00241).
 
-Features of boxes come from RoIAlign. Unlike the warping of the original, it has no gradient to the
-boxes, so that the second round does not teach the first one where boxes should be.
+Features of boxes come from RoIAlign. Unlike the warping of the original, it passes no gradient to
+the boxes. So the loss of the second round does not train the boxes of the first.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ STRIDE = 32
 
 # Finest stride of the pyramid, and the stride of the feature without one.
 _FINEST, _SINGLE = 4, 16
-# Deviations of the moves of boxes: dx, dy of a tenth of the box, dw, dh of a fifth.
+# Scale of the moves of boxes: 1 is a tenth of the box for dx and dy, and a fifth for dw and dh.
 _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # Side of the grid that boxes are classified from.
 _BOX_PX = 7
@@ -81,9 +82,9 @@ class _Round:
 class CascadeNetwork(nn.Module):
     """Network of the task ``instances``.
 
-    In training it returns the parts of the loss by name, without weights, and the logits of
-    probability maps as ``maps`` if it has them. Otherwise it returns
-    :class:`Detections` per image: those of all rounds with a score that counts.
+    In training it returns the parts of the loss by name, without weights, and as ``maps`` the
+    logits of the probability maps, if it has any. In prediction it returns :class:`Detections` per
+    image: those of all rounds that reach ``least_score``.
     """
 
     def __init__(
@@ -398,7 +399,7 @@ class _ConvolutionalMask(nn.Sequential):
 
 
 class _Refinement(nn.Module):
-    """Sharpens masks by the encoder's finest feature: logits (n, m, m) to (n, 2m, 2m)."""
+    """Sharpens masks with the encoder's finest feature: logits (n, m, m) to (n, 2m, 2m)."""
 
     def __init__(self, channels: int, stride: int, settings: CascadeSettings) -> None:
         super().__init__()
@@ -419,7 +420,7 @@ class _Refinement(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, fine: Tensor, boxes: list[Tensor], masks: Tensor) -> Tensor:
-        """Sharpen masks by the feature (n, c, h, w) in the boxes of each image."""
+        """Sharpen masks with the feature (images, c, h, w) in the boxes of each image."""
         coarse = F.interpolate(
             masks[:, None].detach().float(), scale_factor=2.0, mode="bilinear", align_corners=False
         )
@@ -431,9 +432,9 @@ class _Refinement(nn.Module):
 class _BoxFeatures(nn.Module):
     """Features of boxes on a grid, by RoIAlign.
 
-    Of several levels, larger boxes use a coarser one, as in feature pyramids: boxes of 224 px the
-    level of stride 16. torchvision's ``MultiScaleRoIAlign`` estimates the strides from the sizes of
-    images, wrongly for small ones, and shifts features by half a cell.
+    As in feature pyramids, larger boxes use coarser levels: boxes of 224 px that of stride 16.
+    torchvision's ``MultiScaleRoIAlign`` is not used. It estimates the strides from the sizes of the
+    images, which fails for small images, and it shifts features by half a cell.
     """
 
     def __init__(self, strides: Sequence[int], side: int, samples: int) -> None:
@@ -508,7 +509,7 @@ def _two_layers(features: int, width: int) -> nn.Sequential:
 
 
 def _mean(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross entropy; 0 without values, with gradients."""
+    """Return the mean cross entropy; without values a 0 that has gradients."""
     if not logits.numel():
         return logits.sum()
     return F.binary_cross_entropy_with_logits(logits, target)
@@ -537,5 +538,5 @@ def _clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _never_empty(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the boxes, or the whole image as a negative one if there are none."""
+    """Return the boxes; if there are none, the whole image as a box without a building."""
     return boxes if len(boxes) else boxes.new_tensor([[0, 0, size[1], size[0]]])

@@ -12,7 +12,7 @@ LOSS_PARTS = ("proposal", "proposal_box", "mask", "building", "mask_building", "
 #: Further parts of networks that sharpen masks or predict their quality.
 REFINED, QUALITY = "refined", "quality"
 
-#: The part of the loss of the probability maps, and the name of their logits among the outputs.
+#: Name of the loss of the probability maps, and of their logits among the outputs.
 MAPS = "maps"
 
 
@@ -20,14 +20,14 @@ class ProposalSettings(Settings):
     """Settings of the proposal network.
 
     Attributes:
-        train: number of boxes before suppression, per level, and of proposals after it.
+        train: in training, number of boxes before suppression, per level, and of proposals after.
         test: the same in prediction.
         image_px: side of the images that ``test`` is for. Larger images, such as larger windows of
             a scene, have more boxes and proposals, in proportion to their area. None for the same
             numbers whatever the size, as in the reference.
         suppression: of two boxes with a larger intersection over union, the better one stays.
         positive_iou: anchors with at least this intersection over union with a building are
-            positive, and the best anchors of each building.
+            positive. So are the best anchors of each building.
         negative_iou: anchors below this with every building are negative.
         batch: number of anchors per image that the loss uses, at most half of them positive.
         least_px: proposals with a shorter side are dropped, pixels.
@@ -58,8 +58,8 @@ class BoxSettings(Settings):
         boxes: number of boxes per image.
         positive_share: largest share of positive boxes.
         positive_iou: boxes with at least this intersection over union with a building are positive.
-        near_iou: the other boxes are those with at least this, and those below.
-        near_share: share of the former among the negative boxes.
+        near_iou: negative boxes with at least this intersection over union are near a building.
+        near_share: share of near boxes among the negative ones.
     """
 
     boxes: PositiveInt = 64
@@ -84,21 +84,22 @@ class CascadeSettings(Settings):
         anchors: side lengths of the anchors of each level, pixels.
         ratios: height to width of the anchors.
         proposals: the proposal network.
-        sampling: the boxes that it learns from.
+        sampling: the boxes that the first round learns from.
         warp_px: side of the grid that the features of a box are resampled to.
         feature_px: side of the grid after max-pooling.
-        samples: samples per cell of the grid and direction.
+        samples: samples per cell of the grid, along each direction.
         mask: fully connected layers, as in the reference, or convolutions.
         mask_px: side of the mask's grid.
         mask_width: width of the mask's layers.
         mask_layers: number of convolutions before the mask is enlarged.
         box_width: width of the two fully connected layers that classify and move a box.
-        gated: whether the mask multiplies the features of its class, as in the reference.
-        rounds: number of rounds with the same weights; the second one is on the moved boxes.
-        refine: whether a fine feature sharpens masks, at twice the side of the grid.
+        gated: whether the features are multiplied by the mask before it is classified, as in the
+            reference.
+        rounds: number of rounds with the same weights; each further round is on the moved boxes.
+        refine: whether the encoder's finest feature sharpens masks, to twice the side of the grid.
         quality: whether the network predicts the intersection over union of every mask with its
-            building. The score of a building is then that of its box times the quality, else that
-            of its mask.
+            building. The score of a building is then that of its box times the quality. Without
+            quality it is the score of its mask.
         maps: probability maps that the network also predicts, from the same encoder.
         least_score: boxes with a lower score are left out of the result and of further rounds.
         threshold: mask probability from which a pixel belongs to a building.

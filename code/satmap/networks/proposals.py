@@ -1,7 +1,7 @@
 """Proposal network, and the choice of the boxes that a cascade learns from.
 
-Built on torchvision's region proposal network (https://arxiv.org/abs/1506.01497). Both leave out
-anchors and boxes over pixels that training ignores.
+Built on torchvision's region proposal network (https://arxiv.org/abs/1506.01497). Anchors and boxes
+on ground that training ignores are left out.
 """
 
 from collections.abc import Sequence
@@ -119,12 +119,12 @@ def make_image_list(images: Tensor, sizes: Sequence[tuple[int, int]]) -> ImageLi
 
 
 def is_usable(boxes: Tensor, instances: Tensor) -> Tensor:
-    """Return which boxes (n, 4) lie on ground that training does not ignore."""
+    """Return which boxes (n, 4) lie mostly on ground that training does not ignore, bool (n,)."""
     return ignored_share(boxes, instances) <= _MOST_IGNORED
 
 
 def ignored_share(boxes: Tensor, instances: Tensor) -> Tensor:
-    """Return the share of ignored pixels in each box (n, 4), of its part inside the image."""
+    """Return the share of ignored pixels in the part of each box (n, 4) inside the image."""
     ignored = instances == IGNORED
     if not bool(ignored.any()):
         return boxes.new_zeros(len(boxes))
@@ -140,9 +140,9 @@ def ignored_share(boxes: Tensor, instances: Tensor) -> Tensor:
 
 
 def match_boxes(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest intersection over union of each box with a building, and which it is.
+    """Return each box's highest intersection over union with a building, and its building's index.
 
-    ``boxes`` is (n, 4), ``truth`` (m, 4). Without buildings both results are 0.
+    ``boxes`` is (n, 4), ``truth`` (m, 4), the results (n,). Without buildings both are 0.
     """
     if not len(truth):
         return boxes.new_zeros(len(boxes)), torch.zeros(
@@ -155,8 +155,9 @@ def match_boxes(boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def sample_boxes(boxes: Tensor, truth: Tensor, instances: Tensor, settings: BoxSettings) -> Tensor:
     """Choose the boxes (n, 4) that the first round learns from, at random.
 
-    The truth (m, 4) is added to the boxes. At most a share is positive. Of the negative ones, most
-    are near a building. If one of the two kinds is too few, the other fills the place.
+    The truth (m, 4) is added to the boxes. At most ``positive_share`` of the chosen boxes are
+    positive, and ``near_share`` of the negative ones are near a building. If there are too few near
+    boxes, more of the others are taken, and the other way round.
 
     Returns:
         Boxes (k, 4), at most ``settings.boxes``, at least one if there is any.

@@ -51,7 +51,10 @@ def detect(path: Path) -> Format:
             f"{path} is compressed and no archive of mask rasters (.zip, .tgz); unpack it first."
         )
     if text.startswith((b"II*\0", b"MM\0*", b"\x89PNG")):
-        raise SatmapError(f"{path} is a raster; give the directory of all masks.")
+        raise SatmapError(
+            f"{path} is a single raster. Give masks together, as a directory or an archive, and "
+            "imagery with --images."
+        )
     if text.startswith(b"["):
         return Format.COCO_RESULTS
     if text.startswith(b"{"):

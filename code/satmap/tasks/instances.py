@@ -1,8 +1,8 @@
 """Tasks whose networks find objects directly, without probability maps.
 
-Every network finds objects in every window of an image, in several symmetries of the square
-(test-time augmentation). All candidates are transformed to pixels of the image, and the task merges
-them, for example by suppression and voting. Large images are read window by window.
+Large images are read in windows. Every network finds objects in every window, in several symmetries
+of the square (test-time augmentation). These candidates are transformed to pixels of the image, and
+the task merges them, for example by suppression and voting.
 """
 
 from abc import abstractmethod
@@ -34,8 +34,8 @@ class WindowCandidates:
         found: objects in the task's own type.
         votes: weight of the network in the ensemble.
         seen: the window. Neighbouring windows overlap.
-        whole: everything that the networks see of the image. Sides of a window on its border cut no
-            objects.
+        whole: everything that the networks see of the image. Where a window ends at its border, the
+            window cuts no objects.
     """
 
     found: Any
@@ -74,8 +74,7 @@ class InstanceTask(Task):
     def place(self, found: Any, scale: NDArray[np.float64], offset: NDArray[np.float64]) -> Any:
         """Transform objects from pixels of a window to pixels of the image.
 
-        ``scale`` and ``offset`` are for x and y. A point is multiplied by the scale; then the
-        offset is added.
+        A point (x, y) becomes point * ``scale`` + ``offset``; both are float64 (2,).
         """
 
     @abstractmethod

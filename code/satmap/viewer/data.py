@@ -107,12 +107,12 @@ class Spot:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A truth, and what a result found, missed and made up.
+    """A truth, and what a result found, missed, and shows by mistake.
 
     Attributes:
         truth: what the truth holds.
-        score: the score in words.
-        found, missed, false: amounts in words; ``found`` may be empty.
+        score: the score as text.
+        found, missed, false: amounts as text, such as ``3.2 km``; ``found`` may be empty.
         missed_roads, false_roads: parts of roads.
         buildings: found, missed and false buildings.
         kinds: int8 (buildings,): 0 found, 1 missed, 2 false.

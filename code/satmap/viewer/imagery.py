@@ -1,8 +1,8 @@
 """Cut imagery for web maps: one picture for a file, or tiles on demand for the local server.
 
 Pictures and tiles are in Web Mercator. Rasters of any size are read in windows, so memory stays
-bounded. A tile must not read many pixels: :meth:`Imagery.prepare` writes reduced copies of large
-rasters without overviews to a temporary file, and keeps one small picture of everything.
+bounded. No tile may have to read many pixels. So :meth:`Imagery.prepare` writes reduced copies of
+large rasters without overviews to a temporary file, and keeps one small picture of everything.
 """
 
 import math
@@ -54,7 +54,7 @@ _READERS = min(os.cpu_count() or 1, 4)
 
 # Pictures are bent to the map's projection in squares of this many pixels.
 _MESH_PX = 64
-# By what factor pixels that are read may be too large.
+# Pixels that are read may be larger than those of the tile by this factor.
 _TOO_LARGE = 1.2
 # Pixels around a window that resampling needs.
 _KERNEL_PX = 3

@@ -4,9 +4,9 @@ The page holds everything: MapLibre GL JS, satmap's own scripts, the data and a 
 imagery. Its content security policy lets it run only these scripts, by their checksums, and lets it
 contact nobody, or only the local server that it came from.
 
-The data are arrays behind a header of JSON, deflated. Coordinates are whole numbers of 1e-7
-degrees, as differences of successive ones, and the bytes of numbers are sorted by significance.
-Both let them shrink.
+The data are arrays behind a header of JSON, deflated. To make them small, coordinates are stored as
+differences of successive ones, in whole numbers of 1e-7 degrees, and the bytes of all numbers are
+sorted by significance.
 """
 
 import base64

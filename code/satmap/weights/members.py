@@ -166,8 +166,8 @@ def find_weights(directory: Path) -> list[WeightFile]:
     paths = [path for path in sorted(directory.glob("*.safetensors")) if not is_temporary(path)]
     if not paths:
         raise SatmapError(
-            f"no weights (*.safetensors) in {directory}. Run train.sh first, or give another "
-            "directory with --weights."
+            f"no weights (*.safetensors) in {directory}. Train networks first (`satmap train`), or "
+            "give another directory with --weights."
         )
     return [WeightFile(path, read_weights_metadata(path)) for path in paths]
 
@@ -232,8 +232,8 @@ def choose(files: Sequence[WeightFile], recipe: Recipe) -> list[WeightFile]:
         wanted = " or ".join(recipe.checkpoints)
         raise SatmapError(
             f"no weights of checkpoint {wanted} were trained with the current version of recipe "
-            f"{recipe.name}; the directory has {found}. Pass the recipe that they were trained "
-            "with, or none."
+            f"{recipe.name}; the directory has {found}. Give the recipe that they were trained "
+            "with, or leave --recipe out."
         )
     return list(chosen.values())
 

@@ -41,6 +41,6 @@ def starter_weights(task: str | None) -> Path:
             "networks give --weights."
         )
     raise SatmapError(
-        f"satmap has no starter network for {task}, only for {', '.join(tasks)}. Give your own "
+        f"satmap has no starter network for {task}, only for {' and '.join(tasks)}. Give your own "
         "networks with --weights."
     )

@@ -206,7 +206,7 @@ def test_more_buildings_than_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("satmap.tasks.building_instances.task._IGNORED", 10)
     nine = [square(8 * k, 10, 5) for k in range(9)]
     assert encoded(tmp_path / "a", nine).count == 9
-    with pytest.raises(SatmapError, match="10 buildings in one image; at most 9"):
+    with pytest.raises(SatmapError, match="10 buildings in one image, but at most 9"):
         encoded(tmp_path / "b", [*nine, square(80, 10, 5)])
 
 

@@ -310,7 +310,7 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 
 def test_mixup_and_rounds_are_refused() -> None:
-    with pytest.raises(SatmapError, match="MixUp needs probability maps"):
+    with pytest.raises(SatmapError, match="MixUp cannot mix boxes"):
         task_from(recipe_text(augmentation={"mixup": 0.4}))
     with pytest.raises(SatmapError, match=r"rounds need probability maps.*instances lacks"):
         parse_recipe(recipe_text(rounds=[{"share": 0.5}]), "test")

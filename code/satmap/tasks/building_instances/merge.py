@@ -1,7 +1,7 @@
 """Merge the candidates of an image into buildings: suppression, voting on masks, outlines.
 
-Source: the mask voting of Multi-task Network Cascades, https://arxiv.org/abs/1512.04412. The
-candidates come from all rounds of the network, and here also from all windows, symmetries and
+Source: the mask voting of Multi-task Network Cascades, https://arxiv.org/abs/1512.04412. There the
+candidates come from all rounds of one network; here they also come from all windows, symmetries and
 networks of an ensemble. Importable without torch.
 """
 
@@ -43,8 +43,7 @@ Corners = tuple[float, float, float, float]
 
 # A candidate whose box ends this close to a window's edge may be cut there, pixels.
 _CUT_PX = 2.0
-# Two cut candidates are parts of one building if they share this part of the smaller box, within
-# the ground that both windows show.
+# Two cut candidates belong to one building if they share this part of the smaller one.
 _SAME = 0.5
 
 
@@ -118,7 +117,7 @@ class Instances(list[Instance]):
     """The buildings of an image, with its probability maps if the network has any.
 
     Attributes:
-        maps: probability maps of the image, and of its surroundings in the block of a map.
+        maps: probability maps of the image. For a block of a map they include its surroundings.
         left, top: column and row of the maps' first pixel in the image.
     """
 
@@ -165,14 +164,14 @@ def vote(
     settings: MergeSettings,
     least_score: float,
 ) -> list[Instance]:
-    """Suppress candidates, and let all of them vote on the masks of those that stay.
+    """Suppress candidates, and let all candidates vote on the masks of those that stay.
 
     The result does not depend on the order of the candidates, except among equal scores.
 
     Args:
         candidates: the candidates of an image.
         weights: (n,), factor of each candidate's vote; a vote also counts by its score.
-        whole: rectangle that masks do not exceed.
+        whole: rectangle that masks are clipped to.
         settings: suppression and voting.
         least_score: buildings with a lower score are left out.
 
@@ -200,13 +199,13 @@ def _chosen(
     good, cut = candidates.scores >= least_score, candidates.is_cut
     area = (candidates.boxes[:, 2:] - candidates.boxes[:, :2]).prod(axis=1)
     for part, whole in ((pairs.one, pairs.other), (pairs.other, pairs.one)):
-        # What a window shows of a building that another window shows whole.
+        # A part of a building that another window shows whole.
         seen_whole = cut[part] & ~cut[whole] & (candidates.scores[whole] >= least_score)
         good[part[seen_whole & (pairs.common >= _SAME * area[part])]] = False
     rivals = (pairs.iou > settings.suppression) & good[pairs.one] & good[pairs.other]
     # Two windows may show different parts of one building.
     rivals &= ~(cut[pairs.one] & cut[pairs.other] & _differ(candidates.seen, pairs))
-    # Of the views of one building, one that no window cuts is better than any that one does.
+    # A candidate that no window cuts is better than any that is cut.
     rank = candidates.scores - cut
     kept = non_maximum_suppression(rank, np.stack([pairs.one[rivals], pairs.other[rivals]]))
     kept = kept[good[kept]]
@@ -343,7 +342,7 @@ def _united(
 
 
 def _overlap(one: Instance, other: Instance, threshold: float) -> float:
-    """Return the share of the smaller mask, within both boxes, that the masks have in common."""
+    """Return which share of the smaller mask both have in common; both are cut to both boxes."""
     left, top = max(one.left, other.left), max(one.top, other.top)
     right, bottom = min(one.box[2], other.box[2]), min(one.box[3], other.box[3])
     if right <= left or bottom <= top:
@@ -373,7 +372,7 @@ def _whole(parts: Sequence[Instance]) -> Instance:
 
 
 def cut_by_window(boxes: Floats, seen: Corners, whole: Corners) -> NDArray[np.bool_]:
-    """Return which boxes (n, 4) end at an edge of a window that is not one of the image."""
+    """Return which boxes (n, 4) end at an edge of a window that is not an edge of the image."""
     edges, ends = np.array(seen), np.array(whole)
     return np.asarray(((np.abs(boxes - edges) <= _CUT_PX) & (edges != ends)).any(axis=1))
 
@@ -383,7 +382,7 @@ class InstanceDecoder:
     """Turns the buildings of an image, as masks, into outlines.
 
     Attributes:
-        settings: least score and areas, threshold and outlines.
+        settings: how candidates become buildings; here least score and sizes, threshold, outlines.
         shape: height and width of the image.
         metres_per_pixel: along x and y.
         rating_model: file of the second-level model that chooses among these buildings and those

@@ -36,17 +36,17 @@ class MergeSettings(Settings):
             building vote on its mask.
         overlap: of two buildings whose masks share more than this part of the smaller one, the
             better one stays; 1 keeps both.
-        threshold: share of the votes from which a pixel belongs to the building.
+        threshold: pixels with at least this share of the votes belong to the building.
         least_score: buildings with a lower score are dropped, 0..1.
-        most: number of candidates, those with the best scores, that each network keeps per window
+        most: each network keeps this number of candidates, those with the best scores, per window
             and symmetry.
-        least_px: smaller buildings are dropped, pixels of the file.
-        hole_px: smaller holes are filled.
+        least_px: buildings with a smaller area are dropped, pixels of the file.
+        hole_px: holes with a smaller area are filled, pixels of the file.
         simplify_px: tolerance of the outline simplification.
         right_angles: align walls with the building's main directions on the ground.
-        least_iou: with a second-level model, buildings with a lower expected intersection over
+        least_iou: with a confidence model, buildings with a lower expected intersection over
             union are dropped.
-        watershed: how the model's further candidates are found in probability maps.
+        watershed: with a confidence model, how further candidates are found in probability maps.
     """
 
     suppression: float = Field(0.3, gt=0, le=1)
@@ -82,12 +82,17 @@ class MergeSettingsByArea(MergeSettings):
         for area, changed in self.areas.items():
             self.of(area)
             if others := sorted(set(changed) - TUNED):
-                raise ValueError(f"areas.{area}: {others[0]} is the same in all areas")
+                raise ValueError(
+                    f"areas.{area}: {others[0]} cannot differ between areas, only "
+                    f"{' and '.join(sorted(TUNED))} can"
+                )
         return self
 
 
 class InstanceLosses(TaskLosses):
-    """Weights of the parts of the loss; all but the first two count once per round.
+    """Weights of the parts of the loss.
+
+    The parts from ``mask`` to ``quality`` are added up over the rounds.
 
     Attributes:
         proposal: whether an anchor is a building.

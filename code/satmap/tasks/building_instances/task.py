@@ -74,8 +74,8 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         self.margin_px = min(recipe.inference.overlap, _CONTEXT_PX)
         if recipe.augmentation.mixup:
             raise SatmapError(
-                f"recipe {recipe.name}: MixUp needs probability maps, which the task instances "
-                "does not have. Leave `mixup` out."
+                f"recipe {recipe.name}: MixUp cannot mix boxes, which the task instances learns "
+                "from. Leave `mixup` out."
             )
         for member in recipe.all_members:
             heads = member.losses.maps.map_names if member.losses.maps else ()
@@ -137,7 +137,10 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         """Load a trained cascade of the same architecture."""
         tensors = read_tensors(file)
         if fault := mismatch(network.state_dict(), tensors):
-            raise SatmapError(f"{file} holds another network than the recipe: {fault}.")
+            raise SatmapError(
+                f"{file} holds another network than the recipe names: {fault}. Give a cascade with "
+                "the same `network`, encoder and bands."
+            )
         network.load_state_dict(tensors)
         return []
 
@@ -147,7 +150,7 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         return self.recipe.task.network.loss_parts
 
     def inputs(self, network: nn.Module, batch: Batch) -> tuple[Any, ...]:
-        """Return the normalised images, and per image the boxes and the map of the buildings."""
+        """Return the normalised images, and per image the buildings' boxes and instance map."""
         assert isinstance(network, CascadeNetwork)
         images = network.encoder.normalize(batch["image"])
         images = images.contiguous(memory_format=torch.channels_last)
@@ -298,10 +301,10 @@ class _Maps:
 
 
 def target_of_maps(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Draw the target of probability maps (h, w, 2) from the buildings of a crop.
+    """Draw the target of probability maps, uint8 (h, w, 2), from the buildings of a crop.
 
-    It is that of the task ``buildings`` with a border of one pixel, without contact, and with equal
-    weights.
+    It is a target of the task ``buildings`` with a border of one pixel, without contact, and with
+    equal weights.
     """
     known = np.maximum(instances, 0)
     target = np.zeros((*instances.shape, 2), np.uint8)
@@ -314,8 +317,8 @@ def target_of_maps(instances: NDArray[np.int32]) -> NDArray[np.uint8]:
 def _draw(chip: Chip, outlines: Polygons, shape: tuple[int, int]) -> NDArray[np.uint16]:
     if len(outlines) >= _IGNORED:
         raise SatmapError(
-            f"{chip.label}: {len(outlines)} buildings in one image; at most {_IGNORED - 1} can be "
-            "numbered. Cut the image into tiles (`tiles` in the recipe)."
+            f"{chip.label}: {len(outlines)} buildings in one image, but at most {_IGNORED - 1} can "
+            "be numbered. Cut the image into tiles (`tiles` in the recipe)."
         )
     return draw_instances(outlines, shape).astype(np.uint16)
 
@@ -325,8 +328,8 @@ def find_parts(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Number the connected parts of the buildings in a crop.
 
-    Reflection at the border of a chip and buildings of several parts give one number to places that
-    do not touch.
+    In the target, places that do not touch can have one number: a building and its reflection at
+    the border of the chip, or the parts of a building.
 
     Args:
         target: uint16 (h, w), the building of each pixel; 0 for the ground, 65535 for ignored

@@ -1,7 +1,7 @@
-"""Fitting the least score and area of buildings found as instances, per area of interest, by F1.
+"""Fit the least score and size of buildings found as instances, per area of interest, by F1.
 
-Both settings only leave buildings out. So they are fitted to a submission with low scores: out of
-fold, with ``least_score`` and ``least_px`` near 0 in the recipe.
+Both settings only leave buildings out. So they are fitted to an out-of-fold submission that also
+has uncertain buildings: with ``least_score`` and ``least_px`` near 0 in the recipe.
 """
 
 import time
@@ -31,7 +31,7 @@ GRIDS: Grids = {
 
 @dataclass(frozen=True)
 class _Image:
-    """An image of a submission: its buildings, the true ones, its place and area of interest."""
+    """An image of a submission, with its predicted and true buildings."""
 
     rows: Sequence[BuildingRow]
     truth: Sequence[BuildingRow]
@@ -63,7 +63,10 @@ def tune_instances(request: TuningRequest, start: MergeSettingsByArea) -> Tuning
         members = [image for image in images if image.area == area]
         places = [image.place for image in members]
         if len(set(places)) < MIN_CHIPS:
-            warnings.append(f"{area}: too few places for a fit ({len(set(places))})")
+            warnings.append(
+                f"{area}: too few places for a fit ({len(set(places))} of {MIN_CHIPS}); it keeps "
+                "the settings of the recipe"
+            )
             continue
 
         def work(
@@ -118,7 +121,7 @@ def _images(request: TuningRequest) -> tuple[list[_Image], list[str]]:
     if scores and np.min(scores) > GRIDS["least_score"][1]:
         warnings.append(
             f"the lowest score in {request.maps.name} is {np.min(scores):.2f}: predict with a "
-            "lower least_score, so that the fit can choose among more buildings"
+            "lower least_score in the recipe, so that the fit can choose among more buildings"
         )
     if not scores:
         raise SatmapError(f"{request.maps} has no building, so there is nothing to fit to.")
