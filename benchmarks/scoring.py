@@ -123,8 +123,8 @@ def _grid(size: int) -> list[RoadRow]:
     along = np.linspace(0, 100, 11)
     for i, j in np.ndindex(size, size):
         street = np.stack([along, 0 * along], axis=1)
-        lines += [(100 * j, 100 * i) + street] * (j < size - 1)
-        lines += [(100 * j, 100 * i) + street[:, ::-1]] * (i < size - 1)
+        lines += [street + np.array((100 * j, 100 * i))] * (j < size - 1)
+        lines += [street[:, ::-1] + np.array((100 * j, 100 * i))] * (i < size - 1)
     far = 100.0 * size
     lines += [np.array([(-50, y), (far, y + far / 3)]) for y in np.linspace(33, far / 2, 10)]
     return [RoadRow(line / METRES_PER_PIXEL, 100.0, 10.0) for line in lines]
