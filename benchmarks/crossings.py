@@ -35,6 +35,8 @@ from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 _CHIP_PX = 1300
 _CITIES = (1, 2)
 _MISSING = 0.1
+# Rounding errors of places on a road.
+_ON_PX = 1e-3
 _OSM = "OpenStreetMap"
 # Travel times play no part here.
 _SPEED_MPH = 25.0
@@ -138,16 +140,17 @@ def _with_crossings(chips: Chips) -> Chips:
 
 def _joined(rows: Roads) -> Roads:
     """Return the roads with a vertex in common wherever two cross."""
-    joined = list(rows)
+    joined = [row.line for row in rows]
     for xy in find_crossings(rows).xy:
-        for k, row in enumerate(joined):
-            line, point = shapely.LineString(row.line), shapely.Point(xy)
-            if line.distance(point) > 1e-3:
+        point = shapely.Point(xy)
+        for k, line in enumerate(joined):
+            if shapely.LineString(line).distance(point) > _ON_PX:
                 continue
-            steps = np.hypot(*np.diff(row.line, axis=0).T)
-            after = np.searchsorted(np.cumsum(steps), line.project(point)) + 1
-            joined[k] = replace(row, line=np.insert(row.line, after, xy, axis=0))
-    return joined
+            # A road that crosses itself is on the point twice.
+            segments = shapely.linestrings(np.stack([line[:-1], line[1:]], axis=1))
+            on = np.flatnonzero(shapely.distance(segments, point) <= _ON_PX)
+            joined[k] = np.insert(line, on + 1, xy, axis=0)
+    return [replace(row, line=line) for row, line in zip(rows, joined, strict=True)]
 
 
 def _edges(rows: Roads) -> Roads:
