@@ -323,7 +323,7 @@ def test_crossings_equal_a_plain_implementation(seed: int, size: int) -> None:
         assert np.allclose(sorted(found.xy.tolist()), plain, atol=1e-6)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_the_order_and_direction_of_rows_do_not_matter(seed: int) -> None:
     random = np.random.default_rng(seed)
