@@ -4,7 +4,7 @@
 
 SHARED is the directory with the labels of Las Vegas and the street layouts of ``roads_epfl``. FILEs
 are extracts of OpenStreetMap (.osm, .osm.pbf). They are cut into chips as large as SpaceNet's. Two
-synthetic cities are always included. The script takes about ten minutes on one core.
+synthetic cities are always included. The script takes three minutes of CPU time.
 
 The first table counts crossings on different levels. In the second, each truth is compared with
 two damaged copies of itself: one in which all crossings are joined to level junctions, and one
