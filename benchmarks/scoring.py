@@ -24,6 +24,8 @@ from plain_apls import Road, plain_apls
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, MIDPOINT_M, apls
 from satmap.evaluation.metrics.apls_graph import build_graph
 from satmap.evaluation.metrics.building_f1 import match_buildings
+from satmap.evaluation.metrics.crossings import score_crossings
+from satmap.evaluation.metrics.turns import score_turns
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv
 from satmap.vectors.speeds import MPS_PER_MPH
@@ -40,6 +42,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     score_chips()
     score_cities()
+    score_levels()
     match_blocks()
     check_file()
 
@@ -66,6 +69,17 @@ def score_cities() -> None:
         size = f"{graph.junctions} junctions, {len(graph.node_xy)} nodes"
         ours = _best_ms(partial(apls, truth, proposal))
         _print_row("APLS of a city, both weights", size, None, ours)
+
+
+def score_levels() -> None:
+    """Measure crossings and false turns of a city; print its roads from junction to junction."""
+    truth = _grid(51)
+    proposal = _redrawn(truth, 1)
+    size = f"{len(truth):,} roads"
+    ours = _best_ms(partial(score_crossings, truth, proposal))
+    _print_row("crossings of a city", size, None, ours)
+    ours = _best_ms(partial(score_turns, truth, proposal))
+    _print_row("false turns of a city", size, None, ours)
 
 
 def match_blocks() -> None:
@@ -101,6 +115,19 @@ def _streets(metres: float) -> list[RoadRow]:
         time_s = edge.line.length / (edge.speed_mph * MPS_PER_MPH)
         rows.append(RoadRow(line, edge.line.length, time_s))
     return rows
+
+
+def _grid(size: int) -> list[RoadRow]:
+    """Return ``size`` by ``size`` crossroads 100 m apart, and ten motorways over all streets."""
+    lines = []
+    along = np.linspace(0, 100, 11)
+    for i, j in np.ndindex(size, size):
+        street = np.stack([along, 0 * along], axis=1)
+        lines += [street + np.array((100 * j, 100 * i))] * (j < size - 1)
+        lines += [street[:, ::-1] + np.array((100 * j, 100 * i))] * (i < size - 1)
+    far = 100.0 * size
+    lines += [np.array([(-50, y), (far, y + far / 3)]) for y in np.linspace(33, far / 2, 10)]
+    return [RoadRow(line / METRES_PER_PIXEL, 100.0, 10.0) for line in lines]
 
 
 def _clip(rows: Sequence[RoadRow], x_m: float, y_m: float) -> list[RoadRow]:

@@ -205,8 +205,10 @@ def test_messages_of_bad_masks(
 
 def test_score_of_a_file_against_itself(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = city / "test_truth.csv"
-    result = json.loads(succeeds(capsys, "score", truth, truth, "--json"))
+    result = json.loads(succeeds(capsys, "score", truth, truth, "--crossings", "--json"))
     assert result["total"]["apls_length"] == pytest.approx(1)
+    assert result["total"]["crossings_missed"] == result["total"]["crossings_false"] == 0
+    assert result["total"]["false_turn_rate"] == result["total"]["lost_routes"] == 0
     assert result["total"]["apls_time"] == pytest.approx(1)
     assert set(result["images"]) == set(read_roads_csv(truth))
     table = succeeds(capsys, "score", truth, truth)

@@ -19,6 +19,7 @@ from satmap.evaluation.check import check_files
 from satmap.evaluation.metrics.apls import apls
 from satmap.evaluation.score import Scoring, score_files
 from satmap.report.overlay import write_misses
+from satmap.report.table import score_table
 from satmap.submissions.formats import Format, detect
 from satmap.submissions.vector_maps import (
     find_maps,
@@ -132,6 +133,74 @@ def test_roads_csv_is_scored_by_apls_and_topo(tmp_path: Path) -> None:
     (picture,) = pictures_of(scoring, tmp_path)
     assert picture.name == "AOI_1_A_chip0.png"
     assert picture.stat().st_size > 1000
+
+
+OVERPASS = [[(0, 300), (600, 300)], [(300, 0), (300, 600)]]
+JUNCTION = [[(0, 300), (300, 300), (600, 300)], [(300, 0), (300, 300), (300, 600)]]
+
+
+def test_crossings_are_scored_beside_apls(tmp_path: Path) -> None:
+    def csv(name: str, *chips: list[list[tuple[int, int]]]) -> Path:
+        rows = [
+            f'AOI_1_A_chip{number},"LINESTRING ({", ".join(f"{x} {y}" for x, y in line)})",1,1\n'
+            for number, lines in enumerate(chips)
+            for line in lines
+        ]
+        return written(tmp_path / name, "ImageId,WKT_Pix,length_m,travel_time_s\n" + "".join(rows))
+
+    truth = csv("truth.csv", OVERPASS, OVERPASS, JUNCTION)
+    proposal = csv("proposal.csv", OVERPASS, JUNCTION, JUNCTION)
+    scoring = score_files(truth, proposal, with_topo=True, with_crossings=True)
+    total, images = scoring.report.total, scoring.report.images
+    assert (total["crossings_found"], total["crossings_missed"], total["crossings_false"]) == (
+        1,
+        1,
+        0,
+    )
+    assert total["crossings_f1"] == pytest.approx(2 / 3)
+    assert total["crossings_order"] is None
+    assert images["AOI_1_A_chip0"]["false_turn_rate"] == 0
+    assert images["AOI_1_A_chip1"]["crossings_f1"] == images["AOI_1_A_chip1"]["lost_routes"] == 0
+    assert (images["AOI_1_A_chip1"]["false_turns"] or 0) > 0.3
+    assert images["AOI_1_A_chip2"]["crossings_f1"] is None
+    # Routes of all chips count together.
+    assert 0 < (total["false_turns"] or 0) < (images["AOI_1_A_chip1"]["false_turns"] or 0)
+    assert scoring.report.aois["AOI_1_A"]["crossings_found"] == 1
+    assert "topo_f1" in total
+    table = score_table(scoring.report)
+    assert "crossing F1" in table
+    assert "false-turn rate" in table
+    plain = score_files(truth, proposal).report
+    assert "crossings_f1" not in plain.total
+    buildings = written(tmp_path / "b.csv", BUILDINGS)
+    with pytest.raises(
+        SatmapError, match=r"--crossings is for roads, but .*b.csv is a buildings CSV"
+    ):
+        score_files(buildings, buildings, with_crossings=True)
+
+
+def test_vector_files_state_which_road_is_above(tmp_path: Path) -> None:
+    def side(name: str, **tags: str) -> Path:
+        directory = tmp_path / name
+        for number, line in enumerate(OVERPASS):
+            write_labels(directory / f"{number}.geojson", [line], tags if number else {})
+        merged = [
+            feature
+            for number in range(2)
+            for feature in json.loads((directory / f"{number}.geojson").read_text())["features"]
+        ]
+        text = json.dumps({"type": "FeatureCollection", "features": merged})
+        return written(tmp_path / f"{name}.geojson", text)
+
+    def order(truth: Path, proposal: Path) -> tuple[object, object]:
+        total = score_files(truth, proposal, with_crossings=True).report.total
+        assert total["crossings_f1"] == 1
+        return total["crossings_ordered"], total["crossings_order"]
+
+    bridge, upper, lower = side("t", bridge_type="1"), side("u", layer="2"), side("l", tunnel="yes")
+    assert order(bridge, upper) == (1, 1)
+    assert order(bridge, lower) == (1, 0)
+    assert order(bridge, side("n")) == (0, None)
 
 
 def test_buildings_csv_is_scored_by_f1(tmp_path: Path) -> None:

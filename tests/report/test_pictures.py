@@ -222,6 +222,23 @@ def test_roads_picture_shows_what_is_missed_and_false() -> None:
     assert not has(panel(picture, captions=2), MISSED)
 
 
+def test_roads_picture_shows_crossings_and_false_turns() -> None:
+    across, left, right = [(0, 175), (350, 175)], [(90, 0), (90, 350)], [(260, 0), (260, 350)]
+    truth = roads(across, left, right)
+    proposal = roads([(0, 175), (260, 175), (350, 175)], left, [(260, 0), (260, 175), (260, 350)])
+    ground = Ground.of_image(np.zeros((350, 350, 3), np.uint8), 0.31)
+    for proposed, seen, unseen in ((truth, FOUND, MISSED), (proposal, MISSED, None)):
+        picture = road_errors_picture(
+            truth, proposed, caption=["chip", "1"], ground=ground, with_crossings=True
+        )
+        drawn = panel(picture, 2, captions=2)
+        place = drawn[:, 450 + 100 :]
+        assert has(place, seen)
+        assert unseen is None or not has(place, unseen)
+    assert has(place, FALSE)  # false turns
+    assert not has(drawn[:, :450], MISSED)
+
+
 def test_roads_picture_of_any_roads() -> None:
     far = roads([(-1e6, 5), (1e6, 5)], [(4, 4), (4, 4)])
     for truth, proposal in (

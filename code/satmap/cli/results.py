@@ -26,6 +26,7 @@ def add_score(commands: Commands) -> None:
     score.flag("--json", "print one JSON object")
     score.flag("--per-image", "list every image in the table")
     score.flag("--topo", "also score roads by a second metric, TOPO")
+    score.flag("--crossings", "also score where roads cross on different levels, and false turns")
     score.flag("--polygons", "also score the outlines of buildings")
     score.value("--plot DIR", Path, "draw the errors of the images with worst scores")
     score.value("--plots N", count, "number of pictures (default: %(default)s)", default=10)
@@ -48,11 +49,12 @@ def _score(options: argparse.Namespace) -> int:
     Vector files are satmap's exports and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and
     .osm.pbf, in any reference system; or a directory with one GeoJSON per image.
 
-    --plot draws found, missed and false objects. With --images they are drawn over the imagery:
-    that of the same name, or for vector files that at the same place.
+    --plot draws found, missed and false objects, with --crossings also crossings and false turns.
+    With --images they are drawn over the imagery: that of the same name, or for vector files that
+    at the same place.
 
     Examples:
-      satmap score truth.csv out.csv --topo --per-image
+      satmap score truth.csv out.csv --topo --crossings --per-image
       satmap score truth.csv buildings.csv --polygons
       satmap score labels.geojson roads.gpkg --plot pictures --images town.tif
     """
@@ -73,6 +75,7 @@ def _score(options: argparse.Namespace) -> int:
         options.proposal,
         metres_per_pixel=options.metres_per_pixel,
         with_topo=options.topo,
+        with_crossings=options.crossings,
         with_polygons=options.polygons,
     )
     report_warnings(scoring.warnings)

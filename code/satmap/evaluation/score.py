@@ -1,6 +1,6 @@
 """Score result files; their content selects the metric."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -12,10 +12,12 @@ from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, aoi_of, score_roads
 from satmap.evaluation.metrics.building_f1 import score_buildings
 from satmap.evaluation.metrics.coco_ap import score_coco
+from satmap.evaluation.metrics.crossings import CrossingScore, score_crossings
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.polygons import with_polygon_scores
 from satmap.evaluation.metrics.topo import TopoScore, topo
+from satmap.evaluation.metrics.turns import TurnScore, score_turns
 from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.submissions.coco_json import read_coco_results, read_coco_truth
 from satmap.submissions.formats import Format, detect
@@ -72,6 +74,7 @@ def score_files(
     *,
     metres_per_pixel: float = METRES_PER_PIXEL,
     with_topo: bool = False,
+    with_crossings: bool = False,
     with_polygons: bool = False,
 ) -> Scoring:
     """Score a proposal with the metric of its challenge.
@@ -82,9 +85,10 @@ def score_files(
     Args:
         truth: file or directory.
         proposal: the same kind.
-        metres_per_pixel: pixel size, for the distances of APLS and TOPO. Vector files are
+        metres_per_pixel: pixel size, for all distances between roads. Vector files are
             converted to pixels of this size.
         with_topo: also score roads by TOPO.
+        with_crossings: also score crossings of roads on different levels, and false turns.
         with_polygons: also score the outlines of buildings.
 
     Raises:
@@ -102,16 +106,24 @@ def score_files(
             f"--polygons is for outlines of buildings, but {truth} {what}. Compare CSV or vector "
             "files of buildings; `satmap predict --export` writes them."
         )
+    if with_crossings and not _have_roads(*files, kinds):
+        both_vectors = kinds == (Format.VECTORS, Format.VECTORS)
+        what = "holds buildings" if both_vectors else f"is {kinds[0]}"
+        raise SatmapError(
+            f"--crossings is for roads, but {truth} {what}. Compare CSV or vector files of roads; "
+            "`satmap predict --export` writes them."
+        )
     match kinds:
         case Format.ROADS_CSV, Format.ROADS_CSV:
             sides = Sides(read_roads_csv(truth), read_roads_csv(proposal), metres_per_pixel)
-            return _roads(files, sides, with_topo)
+            return _roads(files, sides, with_topo, with_crossings)
         case Format.BUILDINGS_CSV, Format.BUILDINGS_CSV:
             sides = Sides(read_buildings_csv(truth), read_buildings_csv(proposal))
             return _buildings(files, sides, with_polygons)
         case Format.VECTORS, Format.VECTORS if are_roads(truth, proposal):
             true, found, grids = read_road_maps(truth, proposal, metres_per_pixel)
-            return _roads(files, Sides(true, found, metres_per_pixel, grids), with_topo)
+            sides = Sides(true, found, metres_per_pixel, grids)
+            return _roads(files, sides, with_topo, with_crossings)
         case Format.VECTORS, Format.VECTORS:
             houses = read_building_maps(truth, proposal, metres_per_pixel)
             sides = Sides(*houses[:2], metres_per_pixel, houses[2])
@@ -132,6 +144,13 @@ def _have_outlines(truth: Path, proposal: Path, kinds: tuple[Format, Format]) ->
     if kinds == (Format.VECTORS, Format.VECTORS):
         return not are_roads(truth, proposal)
     return kinds == (Format.BUILDINGS_CSV, Format.BUILDINGS_CSV)
+
+
+def _have_roads(truth: Path, proposal: Path, kinds: tuple[Format, Format]) -> bool:
+    """Return whether two files hold roads."""
+    if kinds == (Format.VECTORS, Format.VECTORS):
+        return are_roads(truth, proposal)
+    return kinds == (Format.ROADS_CSV, Format.ROADS_CSV)
 
 
 def _require_common_image(
@@ -165,12 +184,16 @@ def are_roads(truth: Path, proposal: Path) -> bool:
     return kinds[0]
 
 
-def _roads(files: tuple[Path, Path], sides: Sides, with_topo: bool) -> Scoring:
+def _roads(
+    files: tuple[Path, Path], sides: Sides, with_topo: bool, with_crossings: bool
+) -> Scoring:
     truth, proposal = sides.truth, sides.proposal
     _require_common_image(files, truth, proposal)
     report = score_roads(truth, proposal, metres_per_pixel=sides.metres_per_pixel)
     if with_topo:
         report = _with_topo(report, truth, proposal, sides.metres_per_pixel)
+    if with_crossings:
+        report = _with_crossings(report, truth, proposal, sides.metres_per_pixel)
     warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
     return Scoring(report, "apls_length", sides, tuple(filter(None, warnings)))
 
@@ -231,6 +254,36 @@ def _with_topo(
         for image_id, figures in report.images.items()
     }
     return replace(report, total={**report.total, **means}, aois=aois, images=images)
+
+
+def _with_crossings(
+    report: Report,
+    truth: Mapping[str, Sequence[RoadRow]],
+    proposal: Mapping[str, Sequence[RoadRow]],
+    metres_per_pixel: float,
+) -> Report:
+    """Add crossings and false turns to an APLS report: AOIs and the total sum the counts."""
+    scores = {}
+    for image_id in report.images:
+        sides = truth[image_id], proposal[image_id]
+        crossings = score_crossings(*sides, metres_per_pixel=metres_per_pixel)
+        scores[image_id] = crossings, score_turns(*sides, metres_per_pixel=metres_per_pixel)
+
+    def added(figures: Figures, image_ids: Iterable[str]) -> Figures:
+        pairs = [scores[image_id] for image_id in image_ids]
+        crossings = sum((pair[0] for pair in pairs), CrossingScore())
+        turns = sum((pair[1] for pair in pairs), TurnScore())
+        return {**figures, **crossings.figures(), **turns.figures()}
+
+    return replace(
+        report,
+        total=added(report.total, scores),
+        aois={
+            aoi: added(figures, [each for each in scores if aoi_of(each) == aoi])
+            for aoi, figures in report.aois.items()
+        },
+        images={each: added(figures, [each]) for each, figures in report.images.items()},
+    )
 
 
 def _topo_figures(score: TopoScore) -> Figures:

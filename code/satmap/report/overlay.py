@@ -110,6 +110,7 @@ def draw_image(
         ground=ground,
         units=units,
         metres_per_pixel=scoring.sides.metres_per_pixel,
+        with_crossings="crossings_f1" in figures,
     )
 
 

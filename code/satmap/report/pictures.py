@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL
 from satmap.evaluation.metrics.apls_diagnosis import Diagnosis, LostRoads, diagnose
 from satmap.evaluation.metrics.building_f1 import Matches, best_ious, match_buildings
+from satmap.evaluation.metrics.crossings import find_crossings, match_crossings
 from satmap.evaluation.metrics.figures import Figures
+from satmap.evaluation.metrics.turns import check_turns
 from satmap.report.panels import (
     CASING,
+    GREEN,
     LABEL_PX,
     SKY_BLUE,
     WHITE,
@@ -67,6 +70,7 @@ _LEGEND_SPEEDS = {
 _FIGURES = {
     "f1": "F1", "precision": "precision", "recall": "recall",
     "ap50": "AP50", "ar50": "AR50", "ap": "AP", "jaccard": "Jaccard index",
+    "crossings_f1": "crossing F1", "false_turn_rate": "false-turn rate",
 }  # fmt: skip
 
 
@@ -133,21 +137,23 @@ def road_errors_picture(
     ground: Ground | None = None,
     units: Units = Units.KMH,
     metres_per_pixel: float = METRES_PER_PIXEL,
+    with_crossings: bool = False,
 ) -> Picture:
     """Draw found, missed and false roads, and beside them the routes that break.
 
     Arguments are those of :func:`roads_picture`. Without a ground the roads are on white paper.
+    ``with_crossings`` adds the crossings on different levels, and the places of false turns.
     """
     diagnosis = diagnose(truth, proposal, metres_per_pixel=metres_per_pixel)
     lines = [row.line for row in (*truth, *proposal) if len(row.line) > 1]
     ground = ground or white_ground(lines, metres_per_pixel)
-    return compose(
-        caption,
-        [
-            _error_panel(proposal, diagnosis, ground, units),
-            _route_panel(proposal, diagnosis, ground, units, metres_per_pixel),
-        ],
-    )
+    panels = [
+        _error_panel(proposal, diagnosis, ground, units),
+        _route_panel(proposal, diagnosis, ground, units, metres_per_pixel),
+    ]
+    if with_crossings:
+        panels.append(_crossing_panel(truth, proposal, ground, units, metres_per_pixel))
+    return compose(caption, panels)
 
 
 def speed_colour(speed_mps: float) -> Colour:
@@ -254,6 +260,39 @@ def _route_panel(
         keys,
         [note if lengths else "no route is much longer or shorter in the proposal"],
     )
+
+
+def _crossing_panel(
+    truth: Sequence[RoadRow],
+    proposal: Sequence[RoadRow],
+    ground: Ground,
+    units: Units,
+    metres_per_pixel: float,
+) -> Panel:
+    panel, view = ground.panel(), ground.view
+    crossings = [find_crossings(side, metres_per_pixel) for side in (truth, proposal)]
+    matches = match_crossings(crossings[0], crossings[1], metres_per_pixel)
+    false, missed = check_turns(truth, proposal, metres_per_pixel)
+    view.draw_lines(panel, [row.line for row in truth if len(row.line) > 1], GREEN, 1)
+    view.draw_lines(panel, [row.line for row in proposal if len(row.line) > 1], WHITE, 1)
+    found = matches.proposal.xy[matches.pairs[matches.counted, 1]]
+    rings = (
+        ("found", found, FOUND),
+        ("missed", matches.truth.xy[matches.unmatched(0)], MISSED),
+        ("false", matches.proposal.xy[matches.unmatched(1)], FALSE),
+    )
+    crosses = (
+        ("false turn", false, FALSE),
+        ("missed turn", missed, MISSED),
+    )
+    keys = [Key("truth", GREEN), Key("proposal", WHITE)]
+    for name, places, colour in rings:
+        view.draw_rings(panel, places, colour)
+        keys.append(Key(f"{name} ({len(places)})", colour, "ring"))
+    for name, routes, colour in crosses:
+        view.draw_crosses(panel, routes.places, colour)
+        keys.append(Key(f"{name} ({routes.wrong} of {routes.routes} routes)", colour, "cross"))
+    return Panel(ground.with_scale_bar(panel, units), "crossings on different levels", keys)
 
 
 def _free_place(path: Floats, rings: Floats) -> Floats:

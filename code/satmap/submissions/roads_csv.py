@@ -63,11 +63,14 @@ class RoadRow:
         line: float64 (n >= 2, 2), x = column and y = row in pixels.
         length_m: metres; NaN if the file does not give it.
         travel_time_s: seconds; NaN if the file does not give it.
+        level: 0 on the ground, higher above it (:func:`satmap.vectors.levels.road_level`). The
+            challenge's CSV has no levels.
     """
 
     line: NDArray[np.float64]
     length_m: float
     travel_time_s: float
+    level: float = 0.0
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow
 from satmap.submissions.rows import Row
 from satmap.vectors.georeference import Georeference
+from satmap.vectors.levels import road_level
 from satmap.vectors.road_graph import line_length_m
 from satmap.vectors.speeds import MPS_PER_MPH, label_speed_mph
 
@@ -152,7 +153,8 @@ def read_road_maps(
 
     Truth and proposal are files or directories. The travel time is the property ``travel_time_s``
     if present. Otherwise it follows from the length and the feature's speed or road class
-    (:func:`satmap.vectors.speeds.label_speed_mph`); without these it is NaN.
+    (:func:`satmap.vectors.speeds.label_speed_mph`); without these it is NaN. The level is that of
+    :func:`satmap.vectors.levels.road_level`.
 
     Raises:
         SatmapError: a file cannot be read, or two files belong to the same image.
@@ -163,7 +165,8 @@ def read_road_maps(
         for line in collection.lines:
             pixels = to_pixels(line.xy)
             length_m = float(np.hypot(*np.diff(pixels, axis=0).T).sum()) * metres_per_pixel
-            rows.append(RoadRow(pixels, length_m, travel_time_s(line.properties, length_m)))
+            time_s = travel_time_s(line.properties, length_m)
+            rows.append(RoadRow(pixels, length_m, time_s, road_level(line.properties)))
         return rows
 
     return _read_sides(truth, proposal, metres_per_pixel, rows_of)

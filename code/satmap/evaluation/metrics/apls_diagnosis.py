@@ -166,7 +166,7 @@ def _tolerance(way_px: Floats, scale: float) -> Floats:
 def _breaks(a: AplsGraph, b: AplsGraph, scale: float) -> tuple[BrokenRoad, ...]:
     """Find neighbouring places of ``a`` that ``b`` has, but without the path between them."""
     samples, sample_xy = sample_roads(a, _SPACING_M / scale)
-    split = _SplitGraph(a, samples)
+    split = SplitGraph(a, samples)
     xy = np.concatenate([a.node_xy[: a.junctions], sample_xy])
     # On an overpass the nearest road may be the crossing one, so headings decide first. Junctions
     # have no heading.
@@ -229,8 +229,8 @@ def _routes(a: AplsGraph, b: AplsGraph, controls: Positions, scale: float) -> tu
         for begin in range(0, len(found), rows)
     ]
     difference, way, i, j = np.concatenate(candidates, axis=1)
-    split_a = _SplitGraph(a, a.nodes.take(np.arange(a.junctions, len(a.node_xy))))
-    split_b = _SplitGraph(b, controls)
+    split_a = SplitGraph(a, a.nodes.take(np.arange(a.junctions, len(a.node_xy))))
+    split_b = SplitGraph(b, controls)
     used: set[tuple[int, int]] = set()
     routes: list[Route] = []
     # Rounded, so that values that differ only in their last bits compare as equal.
@@ -277,8 +277,14 @@ def _length(path: Floats) -> float:
 # --- paths with their geometry --------------------------------------------------------------------
 
 
-class _SplitGraph:
-    """A road graph split at given positions: its nodes are the junctions, then the positions."""
+class SplitGraph:
+    """A road graph split at given positions: its nodes are the junctions, then the positions.
+
+    Attributes:
+        size: number of nodes.
+        u, v: int64 (k,), nodes at the ends of each link; of parallel links only the shortest.
+        way: float64 (k,), length of each link in pixels.
+    """
 
     def __init__(self, graph: AplsGraph, positions: Positions) -> None:
         edges = np.arange(len(graph.ends))
@@ -295,8 +301,8 @@ class _SplitGraph:
         u, v, way = node[link], node[link + 1], offset[link + 1] - offset[link]
         # csr_array would add up parallel links: keep only the shortest.
         keep = shortest_links(np.minimum(u, v), np.maximum(u, v), way)
-        self._graph, self._size = graph, size
-        self._u, self._v, self._way = u[keep], v[keep], way[keep]
+        self._graph, self.size = graph, size
+        self.u, self.v, self.way = u[keep], v[keep], way[keep]
         link = link[keep]
         self._edge, self._from, self._to = edge[link], offset[link], offset[link + 1]
 
@@ -305,19 +311,19 @@ class _SplitGraph:
 
         A path that passes nodes that are not chosen is at most ``limit`` long.
         """
-        both = chosen[self._u] & chosen[self._v]
-        i, j, way = [self._u[both]], [self._v[both]], [self._way[both]]
+        both = chosen[self.u] & chosen[self.v]
+        i, j, way = [self.u[both]], [self.v[both]], [self.way[both]]
         # Chosen nodes are doubled: paths start at the copy and end at the original.
-        u, v = np.concatenate([self._u, self._v]), np.concatenate([self._v, self._u])
-        links = (np.tile(self._way, 2), (np.where(chosen[u], u + self._size, u), v))
-        doubled = csr_array(links, shape=(2 * self._size, 2 * self._size))
+        u, v = np.concatenate([self.u, self.v]), np.concatenate([self.v, self.u])
+        links = (np.tile(self.way, 2), (np.where(chosen[u], u + self.size, u), v))
+        doubled = csr_array(links, shape=(2 * self.size, 2 * self.size))
         outset = np.unique(u[chosen[u] & ~chosen[v]])
-        rows = max(1, _CELLS // (2 * self._size))
+        rows = max(1, _CELLS // (2 * self.size))
         for begin in range(0, len(outset), rows):
             here = outset[begin : begin + rows]
-            ways = dijkstra(doubled, indices=here + self._size, limit=limit)[:, : self._size]
+            ways = dijkstra(doubled, indices=here + self.size, limit=limit)[:, : self.size]
             row, column = np.nonzero(
-                np.isfinite(ways) & chosen & (here[:, None] < np.arange(self._size))
+                np.isfinite(ways) & chosen & (here[:, None] < np.arange(self.size))
             )
             i.append(here[row])
             j.append(column)
@@ -326,13 +332,13 @@ class _SplitGraph:
 
     def path(self, start: int, stop: int) -> tuple[Floats | None, set[tuple[int, int]]]:
         """Return the shortest path, float64 (n, 2) or None, and the links it takes."""
-        links_by_node = csr_array((self._way, (self._u, self._v)), shape=(self._size, self._size))
+        links_by_node = csr_array((self.way, (self.u, self.v)), shape=(self.size, self.size))
         # Zeros stay stored; csgraph takes them for links of length zero.
         _, before = dijkstra(links_by_node, directed=False, indices=start, return_predecessors=True)
         if start != stop and before[stop] < 0:
             return None, set()
         parts, links = [], set()
-        pairs = zip(self._u.tolist(), self._v.tolist(), strict=True)
+        pairs = zip(self.u.tolist(), self.v.tolist(), strict=True)
         index_of = {pair: k for k, pair in enumerate(pairs)}
         node = stop
         while node != start:

@@ -14,11 +14,11 @@ from functools import cached_property
 
 import numpy as np
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import KDTree
 
-from satmap.evaluation.metrics.shortest_paths import Floats, Ints, all_pairs
+from satmap.evaluation.metrics.shortest_paths import Floats, Ints, all_pairs, shortest_links
 from satmap.submissions.roads_csv import RoadRow
 
 #: Nodes and projections closer than this coincide, pixels (the official scorer's ``P2.equals``).
@@ -26,6 +26,9 @@ SAME_PLACE_PX = 0.1
 
 #: Shortest segment the organisers accept, pixels.
 _SHORTEST_SEGMENT_PX = 0.01
+
+# Path lengths computed at a time by NearPaths; bounds memory on maps of whole cities.
+_NEAR_CELLS = 4_000_000
 
 # Junctions processed at a time; their path lengths fit into a processor's cache.
 _ROWS = 16
@@ -215,6 +218,54 @@ class Ways:
         i, j = np.nonzero((here == self._edge[columns]) & (here >= 0))
         along = np.abs(self._head[rows][i] - self._head[columns][j])
         ways[i, j] = np.minimum(ways[i, j], along)
+        return ways
+
+
+class NearPaths:
+    """Shortest path lengths between positions of a graph, up to a limit.
+
+    Their memory grows with the roads within the limit, so it suits cities and countries alike.
+    """
+
+    def __init__(self, graph: AplsGraph, limit_px: float) -> None:
+        """Compute the paths of at most ``limit_px`` between all junctions, by length."""
+        u, v = np.concatenate([graph.ends, graph.ends[:, ::-1]]).T
+        way = np.tile(graph.totals[:, LENGTH], 2)
+        # scipy adds up parallel edges: keep the shortest. Loops are never a shortcut.
+        keep = shortest_links(u, v, way)
+        keep = keep[u[keep] != v[keep]]
+        shape = (graph.junctions, graph.junctions)
+        matrix = csr_array((way[keep], (u[keep], v[keep])), shape=shape)
+        rows = max(1, _NEAR_CELLS // graph.junctions)
+        keys, ways = [], []
+        for begin in range(0, graph.junctions, rows):
+            here = np.arange(begin, min(begin + rows, graph.junctions))
+            found = dijkstra(matrix, indices=here, limit=limit_px)
+            row, column = np.nonzero(np.isfinite(found))
+            keys.append((row + begin) * graph.junctions + column)
+            ways.append(found[row, column])
+        self._graph = graph
+        self._keys, self._ways = np.concatenate(keys), np.concatenate(ways)
+
+    def between(self, start: Positions, stop: Positions) -> Floats:
+        """Return the path length from each of ``start`` to its partner in ``stop``, pixels.
+
+        It is infinite if the part of the path between junctions is longer than the limit.
+        """
+        ends, totals = self._graph.ends, self._graph.totals[:, LENGTH]
+        here, there = start.offset[:, LENGTH], stop.offset[:, LENGTH]
+        ways: Floats = np.where(start.edge == stop.edge, np.abs(here - there), np.inf)
+        for from_end, head in enumerate((here, totals[start.edge] - here)):
+            for to_end, tail in enumerate((there, totals[stop.edge] - there)):
+                u, v = ends[start.edge, from_end], ends[stop.edge, to_end]
+                ways = np.minimum(ways, head + self._between(u, v) + tail)
+        return ways
+
+    def _between(self, u: Ints, v: Ints) -> Floats:
+        key = u * self._graph.junctions + v
+        place = np.searchsorted(self._keys, key)
+        place[place == len(self._keys)] = 0
+        ways: Floats = np.where(self._keys[place] == key, self._ways[place], np.inf)
         return ways
 
 

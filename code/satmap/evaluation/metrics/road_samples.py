@@ -30,7 +30,9 @@ def road_rows(roads: Roads) -> list[RoadRow]:
         if isinstance(road, np.ndarray | list | tuple):
             row = RoadRow(np.asarray(road, np.float64), np.nan, np.nan)
         else:
-            row = RoadRow(np.asarray(road.line, np.float64), road.length_m, road.travel_time_s)
+            line = np.asarray(road.line, np.float64)
+            level = road.level if isinstance(road, RoadRow) else 0.0
+            row = RoadRow(line, road.length_m, road.travel_time_s, level)
         if row.line.size and (row.line.ndim != 2 or row.line.shape[1] != 2):
             raise ValueError(f"a line must have shape (n, 2), got {row.line.shape}")
         if not np.isfinite(row.line).all():
