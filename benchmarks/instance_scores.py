@@ -506,14 +506,14 @@ def _print_tables(work: Path) -> None:
     scores: dict[tuple[str, str, str], dict[int, _Score]] = {}
     facts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for (place, system), of_seed in results.items():
-        for seed, path in of_seed.items():
+        for number, path in of_seed.items():
             content = json.loads(path.read_text())
             facts.setdefault((place, system), []).append(content)
             for variant in content["found"]:
                 name = f"{system}: {variant}" if variant else system
                 for area, score in _scores(content, variant).items():
                     where = place if area == "all" else f"{place} {area}"
-                    scores.setdefault((where, name, system), {})[seed] = score
+                    scores.setdefault((where, name, system), {})[number] = score
     columns = list(next(iter(next(iter(scores.values())).values())).figures)
     print(f"| place | system | steps | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 3)}")
     for (where, name, system), of_seeds in sorted(scores.items()):

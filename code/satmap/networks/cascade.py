@@ -46,7 +46,7 @@ _BOX_PX = 7
 _FINE_WIDTH = 16
 # A box whose mask has at least this intersection over union with its building is a building.
 _MASK_IOU = 0.5
-# Number of boxes whose masks prediction computes at a time; more would not fit into the CPU's cache.
+# Number of boxes whose masks prediction computes at a time: few enough for the CPU's cache.
 _BOXES_AT_ONCE = 64
 # Sides of predicted boxes are at least this long, pixels.
 _LEAST_SIDE = 1.0
