@@ -173,10 +173,11 @@ def test_crossings_are_scored_beside_apls(tmp_path: Path) -> None:
     plain = score_files(truth, proposal).report
     assert "crossings_f1" not in plain.total
     buildings = written(tmp_path / "b.csv", BUILDINGS)
-    with pytest.raises(
-        SatmapError, match=r"--crossings is for roads, but .*b.csv is a buildings CSV"
-    ):
-        score_files(buildings, buildings, with_crossings=True)
+    for option in ("crossings", "topo"):
+        with pytest.raises(
+            SatmapError, match=rf"--{option} is for roads, but .*b.csv is a buildings CSV"
+        ):
+            score_files(buildings, buildings, **{f"with_{option}": True})
 
 
 def test_vector_files_state_which_road_is_above(tmp_path: Path) -> None:

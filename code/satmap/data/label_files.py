@@ -49,11 +49,11 @@ _HSTORE = re.compile(r'"((?:[^"\\]|\\.)*)"=>"((?:[^"\\]|\\.)*)"')
 
 _TYPES = {"lines": shapely.GeometryType.LINESTRING, "polygons": shapely.GeometryType.POLYGON}
 
-# Ways that nobody drives on, and areas of them.
+# Ways that nobody drives on, areas of them, and lines across roads.
 _NOT_ROADS = {
     "footway", "path", "steps", "cycleway", "bridleway", "pedestrian", "corridor", "elevator",
     "platform", "proposed", "construction", "abandoned", "razed", "rest_area", "services",
-    "raceway",
+    "raceway", "stopline",
 }  # fmt: skip
 
 

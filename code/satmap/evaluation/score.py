@@ -106,11 +106,11 @@ def score_files(
             f"--polygons is for outlines of buildings, but {truth} {what}. Compare CSV or vector "
             "files of buildings; `satmap predict --export` writes them."
         )
-    if with_crossings and not _have_roads(*files, kinds):
+    if (with_crossings or with_topo) and not _have_roads(*files, kinds):
         both_vectors = kinds == (Format.VECTORS, Format.VECTORS)
         what = "holds buildings" if both_vectors else f"is {kinds[0]}"
         raise SatmapError(
-            f"--crossings is for roads, but {truth} {what}. Compare CSV or vector files of roads; "
+            f"{'--crossings' if with_crossings else '--topo'} is for roads, but {truth} {what}. Compare CSV or vector files of roads; "
             "`satmap predict --export` writes them."
         )
     match kinds:
