@@ -63,11 +63,16 @@ class RoadRow:
         line: float64 (n >= 2, 2), x = column and y = row in pixels.
         length_m: metres; NaN if the file does not give it.
         travel_time_s: seconds; NaN if the file does not give it.
+        confidence: probability that the road is right, 0..1, which a CSV does not hold; NaN if it
+            is not calibrated.
+        road_class: OpenStreetMap's class of the road, which a CSV does not hold; empty if unknown.
     """
 
     line: NDArray[np.float64]
     length_m: float
     travel_time_s: float
+    confidence: float = math.nan
+    road_class: str = ""
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -131,11 +131,12 @@ class Comparison:
     spots: tuple[Spot, ...]
 
 
-def read_results(paths: Sequence[Path]) -> MapData:
+def read_results(paths: Sequence[Path], least_confidence: float | None = None) -> MapData:
     """Read the roads and buildings of one or more results as one map.
 
     Args:
         paths: vector files, or directories of GeoJSON files.
+        least_confidence: leave out objects with a lower confidence; None to keep all.
 
     Raises:
         SatmapError: a result cannot be read or is in pixels, none holds roads or buildings, or two
@@ -146,7 +147,7 @@ def read_results(paths: Sequence[Path]) -> MapData:
     bounds: list[tuple[Path, Floats]] = []
     empty: list[Path] = []
     for path in paths:
-        lines, surfaces = _read(path)
+        lines, surfaces = _read(path, least_confidence)
         if not lines and not surfaces:
             empty.append(path)
             continue
@@ -180,7 +181,7 @@ def read_results(paths: Sequence[Path]) -> MapData:
 
 
 def _read(
-    path: Path,
+    path: Path, least_confidence: float | None
 ) -> tuple[
     list[tuple[Floats, Mapping[str, Any]]], list[tuple[tuple[Floats, ...], Mapping[str, Any]]]
 ]:
@@ -196,7 +197,7 @@ def _read(
     files = find_maps(path) if path.is_dir() else {"": path}
     for image_id, file in files.items():
         try:
-            collection = in_degrees(read_map(file))
+            collection = in_degrees(read_map(file, least_confidence))
         except ValueError as error:
             raise SatmapError(
                 f"{file}: its coordinates {error}. Check its reference system."

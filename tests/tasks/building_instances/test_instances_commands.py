@@ -224,11 +224,11 @@ def test_candidates_of_maps_and_cascade_are_pooled(
     assert len(list(maps.glob("*.tif"))) == len(TRAIN)
     assert "candidates from 8 images" in run(capfd, "confidence", fold, maps, "--weights", weights)
     # A model of these candidates knows the scores of the cascade.
-    assert "score" in (weights / "building-confidence.txt").read_text().split("feature_names=")[1]
+    assert "score" in (weights / "building-selection.txt").read_text().split("feature_names=")[1]
     truth, out = tmp_path / "truth.csv", tmp_path / "out.csv"
     write_truth(truth, TEST)
     printed = run(capfd, "predict", place / "test", out, *common)
-    assert "chosen and rated by building-confidence.txt" in printed
+    assert "chosen and rated by building-selection.txt" in printed
     assert f1(truth, out, capfd) > 0.8
     # A map uses the same model, also for buildings that its blocks cut.
     whole = tmp_path / "map.csv"

@@ -1,4 +1,4 @@
-"""Fitting the confidence model of buildings to out-of-fold probability maps.
+"""Fitting the selection model of buildings to out-of-fold probability maps.
 
 ``satmap predict --out-of-fold --probabilities DIR`` predicts training images with networks that
 were not trained on them, and records this in the manifest. The model learns only from such
@@ -35,14 +35,14 @@ from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv
 from satmap.tasks.base import task_of
 from satmap.tasks.building_instances.settings import MergeSettings
 from satmap.tasks.building_instances.task import BuildingInstanceTask
-from satmap.tasks.buildings.confidence import (
-    CONFIDENCE_FILE,
+from satmap.tasks.buildings.labels import ignored_pixels, read_building_labels
+from satmap.tasks.buildings.selection import (
+    SELECTION_FILE,
     CandidateSample,
-    ConfidenceFitResult,
-    fit_confidence,
+    SelectionFit,
+    fit_selection,
     sample,
 )
-from satmap.tasks.buildings.labels import ignored_pixels, read_building_labels
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.task import BuildingTask
@@ -61,7 +61,7 @@ def fit_to_prediction(
     judgement: Path | None = None,
     forest: bool = False,
 ) -> tuple[Path, str, dict[str, str]]:
-    """Fit a confidence model to an out-of-fold prediction and write it beside the networks.
+    """Fit a selection model to an out-of-fold prediction and write it beside the networks.
 
     ``submission`` and the directory ``maps`` come from one run of ``satmap predict --out-of-fold``
     with the networks in ``weights``. The ``directories`` of images and labels are by default those
@@ -80,18 +80,18 @@ def fit_to_prediction(
         CannotWriteError: the model cannot be written.
     """
     manifest = _out_of_fold(submission)
-    path = weights / CONFIDENCE_FILE
+    path = weights / SELECTION_FILE
     require_writable(path)
     _require_networks(manifest, weights)
     recipe = parse_recipe(yaml.safe_dump(manifest.recipe.content), "of the manifest")
     task = task_of(recipe)
     if not isinstance(task, BuildingTask | BuildingInstanceTask):
         raise SatmapError(
-            f"{submission} is a submission of {task.noun}; only buildings have a confidence model."
+            f"{submission} is a submission of {task.noun}; only buildings have a selection model."
         )
     if not task.map_names:
         raise SatmapError(
-            f"{submission}: its networks have no probability maps, which a confidence model needs "
+            f"{submission}: its networks have no probability maps, which a selection model needs "
             "(`network: {maps: [building, border]}` in the recipe)."
         )
     # Buildings of a cascade are candidates, too, with their scores.
@@ -114,7 +114,7 @@ def fit_to_prediction(
         except SatmapError as error:
             faults[chip.image_id] = str(error)
     try:
-        fit = fit_confidence([entry for entry in samples.values() if len(entry.ious)], forest)
+        fit = fit_selection([entry for entry in samples.values() if len(entry.ious)], forest)
     except ValueError as error:
         reason = next((f" The first problem: {fault}" for fault in faults.values()), "")
         raise SatmapError(
@@ -191,7 +191,7 @@ def _sample(
         return sample(found, truth, part, settings)
     polygons = np.array([row.polygon for row in rows or ()], np.object_)
     drawn = draw_instances(polygons, shape) * known
-    scores = np.array([row.confidence for row in rows or ()], np.float64)
+    scores = np.array([row.score for row in rows or ()], np.float64)
     return sample(found, truth, part, settings.watershed, (drawn, scores))
 
 
@@ -199,7 +199,7 @@ def _write_manifest(
     path: Path,
     manifest: SubmissionManifest,
     chips: Sequence[Chip],
-    fit: ConfidenceFitResult,
+    fit: SelectionFit,
     faults: Mapping[str, str],
     command: Sequence[str],
 ) -> None:

@@ -11,7 +11,7 @@ import shapely
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, MapSource, Scene
-from satmap.tasks.buildings.confidence import ConfidenceModel
+from satmap.tasks.buildings.selection import SelectionModel
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
     THRESHOLDS,
@@ -45,7 +45,7 @@ _WINDOW_PX = 2048
 def vectorize_buildings(
     maps: MapSource,
     settings: BuildingSettings,
-    model: ConfidenceModel | None = None,
+    model: SelectionModel | None = None,
     *,
     window: int | None = None,
 ) -> list[Building]:
@@ -92,7 +92,7 @@ def _outlines(
     maps: ProbabilityMaps,
     crop: Crop,
     settings: BuildingSettings,
-    model: ConfidenceModel | None,
+    model: SelectionModel | None,
     shape: tuple[int, int],
 ) -> Iterator[tuple[Polygons, Floats]]:
     """Yield exact outlines of buildings, in pixels of the crop, with a confidence each."""

@@ -17,12 +17,12 @@ from satmap.rasters.map_files import write_maps
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.tasks.base import default_task
-from satmap.tasks.buildings.confidence import (
-    CONFIDENCE_FILE,
+from satmap.tasks.buildings.selection import (
+    SELECTION_FILE,
     CandidateSample,
-    ConfidenceModel,
-    fit_confidence,
-    read_confidence,
+    SelectionModel,
+    fit_selection,
+    read_selection,
     sample,
 )
 from satmap.tasks.buildings.confidence_fit import _sample
@@ -134,14 +134,14 @@ def samples() -> list[CandidateSample]:
 
 
 @pytest.fixture(scope="module")
-def model(samples: list[CandidateSample]) -> ConfidenceModel:
-    return fit_confidence(samples).model
+def model(samples: list[CandidateSample]) -> SelectionModel:
+    return fit_selection(samples).model
 
 
 def test_a_fit_separates_good_from_bad_candidates_and_is_reproducible(
-    samples: list[CandidateSample], model: ConfidenceModel
+    samples: list[CandidateSample], model: SelectionModel
 ) -> None:
-    again = fit_confidence(samples)
+    again = fit_selection(samples)
     assert again.model.text == model.text
     assert again.error < 0.7 * again.spread
     maps, truth = made(9)
@@ -150,22 +150,22 @@ def test_a_fit_separates_good_from_bad_candidates_and_is_reproducible(
     assert np.corrcoef(expected, unseen.ious)[0, 1] > 0.7
     assert model.expected_iou(np.zeros((0, len(FEATURES)))).shape == (0,)
     with pytest.raises(ValueError, match="at least two folds"):
-        fit_confidence(samples[:1])
+        fit_selection(samples[:1])
 
 
 def test_a_random_forest_is_another_model_of_the_same_kind(
-    samples: list[CandidateSample], model: ConfidenceModel
+    samples: list[CandidateSample], model: SelectionModel
 ) -> None:
-    forest = fit_confidence(samples, forest=True)
+    forest = fit_selection(samples, forest=True)
     assert forest.error < 0.7 * forest.spread
-    assert forest.model.text == fit_confidence(samples, forest=True).model.text != model.text
+    assert forest.model.text == fit_selection(samples, forest=True).model.text != model.text
     unseen = sample(*made(9), 0, CHOSEN)
-    expected = ConfidenceModel(forest.model.text).expected_iou(unseen.features)
+    expected = SelectionModel(forest.model.text).expected_iou(unseen.features)
     assert np.corrcoef(expected, unseen.ious)[0, 1] > 0.7
     assert ((expected >= 0) & (expected <= 1)).all()
 
 
-def test_a_model_selects_the_same_candidates_for_any_windows(model: ConfidenceModel) -> None:
+def test_a_model_selects_the_same_candidates_for_any_windows(model: SelectionModel) -> None:
     maps, _ = made(12)
     at_once = vectorize_buildings(maps, CHOSEN, model)
     assert len(at_once) > 20
@@ -175,7 +175,7 @@ def test_a_model_selects_the_same_candidates_for_any_windows(model: ConfidenceMo
     assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
 
 
-def test_each_kind_of_confidence_has_its_own_threshold(model: ConfidenceModel) -> None:
+def test_each_kind_of_confidence_has_its_own_threshold(model: SelectionModel) -> None:
     maps, _ = made(12)
     everything = vectorize_buildings(maps, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
     sure = vectorize_buildings(maps, CHOSEN, model)
@@ -195,17 +195,17 @@ def test_each_kind_of_confidence_has_its_own_threshold(model: ConfidenceModel) -
     assert vectorize_buildings(maps, CHOSEN.model_copy(update=high)) == []
 
 
-def test_files_round_trip_and_others_are_refused(tmp_path: Path, model: ConfidenceModel) -> None:
-    path = tmp_path / CONFIDENCE_FILE
+def test_files_round_trip_and_others_are_refused(tmp_path: Path, model: SelectionModel) -> None:
+    path = tmp_path / SELECTION_FILE
     path.write_text(model.text)
     features = np.random.default_rng(0).random((5, len(FEATURES)))
     expected = model.expected_iou(features)
-    np.testing.assert_array_equal(read_confidence(path).expected_iou(features), expected)
+    np.testing.assert_array_equal(read_selection(path).expected_iou(features), expected)
     path.write_text("no model")
     with pytest.raises(SatmapError, match="not a LightGBM model"):
-        read_confidence(path)
+        read_selection(path)
     path.write_text(model.text.replace("box_fill", "box_full"))
     with pytest.raises(SatmapError, match="box_full"):
-        read_confidence(path)
+        read_selection(path)
     with pytest.raises(SatmapError, match="cannot be read"):
-        read_confidence(tmp_path / "none.txt")
+        read_selection(tmp_path / "none.txt")
