@@ -38,6 +38,7 @@ from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.coco_json import Detection, write_coco_results
+from satmap.tasks.buildings.labels import read_building_labels
 from satmap.tasks.buildings.selection import (
     CandidateSample,
     SelectionModel,
@@ -45,7 +46,6 @@ from satmap.tasks.buildings.selection import (
     fit_selection,
 )
 from satmap.tasks.buildings.selection import sample as sample_of
-from satmap.tasks.buildings.labels import read_building_labels
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons

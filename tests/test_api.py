@@ -201,7 +201,7 @@ def test_a_confidence_model_of_other_networks_is_refused(tmp_path: Path) -> None
     facts = dict.fromkeys(("recipe", "member", "stage", "epoch", "data"))
     facts |= {"seeds": {}, "scores": {}, "skipped": {}, "runs": ()}
     write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(file),)})
-    assert satmap.load(tmp_path, device="cpu").rating_model == model.resolve()
+    assert satmap.load(tmp_path, device="cpu").models.selection == model.resolve()
     write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(model),)})
     with pytest.raises(SatmapError, match="was fitted to the probability maps of other networks"):
         satmap.load(tmp_path, device="cpu")

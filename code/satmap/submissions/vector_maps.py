@@ -120,7 +120,8 @@ def keep_confident(
     """
     if least is None:
         return collection
-    objects = [each.properties for each in (*collection.lines, *collection.surfaces)]
+    objects = [line.properties for line in collection.lines]
+    objects += [surface.properties for surface in collection.surfaces]
     without = sum(math.isnan(confidence_of(each)) for each in objects)
     if without:
         raise SatmapError(

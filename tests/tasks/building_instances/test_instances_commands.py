@@ -235,4 +235,4 @@ def test_candidates_of_maps_and_cascade_are_pooled(
     (image,) = (place / "test").rglob(f"*img{TEST[1]}.tif")
     map_sources(MapRequest((), whole, weights, "cpu", sources=(str(image),), gsd=0.27, block_px=64))
     found = [row for rows in read_buildings_csv(whole).values() for row in rows]
-    assert sum(row.confidence > 0.6 for row in found) == len(houses(TEST[1]))
+    assert sum(row.score > 0.6 for row in found) == len(houses(TEST[1]))

@@ -93,10 +93,10 @@ def networks_gone(place: Tile) -> None:
     (place.weights / "a.last.safetensors").rename(place.weights / "b.last.safetensors")
 
 
-def roads(place: Tile) -> None:
+def masks(place: Tile) -> None:
     path = manifest_path(place.submission)
     content = json.loads(path.read_text())
-    content["recipe"]["content"] = load_recipe("demo").model_dump(mode="json")
+    content["recipe"]["content"] = load_recipe("small-open-cities").model_dump(mode="json")
     path.write_text(json.dumps(content))
 
 
@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
     "no manifest": (no_manifest, "has no manifest"),
     "other networks": (other_networks, "is not the network that made the probability maps"),
     "networks gone": (networks_gone, "is missing, or is not the network"),
-    "roads": (roads, "of roads; only buildings have a selection model"),
+    "masks": (masks, "only roads and buildings have a confidence"),
     "no maps": (maps_gone, "0 images have labels and probability maps"),
     "other sizes": (maps_of_another_size, "has (50, 40) pixels, but its image has (96, 96)"),
     "nothing shown": (nothing_shown, "not enough data to fit"),

@@ -25,7 +25,6 @@ from satmap.tasks.buildings.selection import (
     read_selection,
     sample,
 )
-from satmap.tasks.buildings.confidence_fit import _sample
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.task import BuildingTask
 from satmap.tasks.buildings.vectorizer.candidates import (
@@ -38,6 +37,7 @@ from satmap.tasks.buildings.vectorizer.candidates import (
 )
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.tasks.confidence_fit import _Image, _sample
 from synthetic_blocks import made_blocks, maps_of_labels
 
 CHOSEN = BuildingSettings(least_px=10, seed_px=3)
@@ -63,7 +63,7 @@ def test_ignored_pixels_of_own_chips_have_no_candidates(tmp_path: Path) -> None:
         where = np.zeros((64, 64), bool)
         where[:, ignored] = True
         ChipLabel(houses, where, None, None).write(label)
-        ious[name] = _sample(chip, tmp_path / "a.tif", 0, task).ious
+        ious[name] = _sample(_Image(chip, 0, "", tmp_path / "a.tif"), task).ious
     # The building on the right has no label: it is wrong, or not known.
     assert ious["right"].min() > 0.9
     assert len(ious["none"]) == 2 * len(ious["right"])
@@ -169,17 +169,17 @@ def test_a_model_selects_the_same_candidates_for_any_windows(model: SelectionMod
     maps, _ = made(12)
     at_once = vectorize_buildings(maps, CHOSEN, model)
     assert len(at_once) > 20
-    assert all(0 <= building.confidence <= 1 for building in at_once)
+    assert all(0 <= building.score <= 1 for building in at_once)
     in_windows = vectorize_buildings(maps, CHOSEN, model, window=64)
     assert [b.polygon.wkb for b in in_windows] == [b.polygon.wkb for b in at_once]
-    assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
+    assert [b.score for b in in_windows] == [b.score for b in at_once]
 
 
 def test_each_kind_of_confidence_has_its_own_threshold(model: SelectionModel) -> None:
     maps, _ = made(12)
     everything = vectorize_buildings(maps, CHOSEN.model_copy(update={"least_iou": 0.0}), model)
     sure = vectorize_buildings(maps, CHOSEN, model)
-    expected = [b.polygon.wkb for b in everything if b.confidence >= 0.3]
+    expected = [b.polygon.wkb for b in everything if b.score >= 0.3]
     assert [b.polygon.wkb for b in sure] == expected
     assert 0 < len(sure) < len(everything)
     # The threshold of one kind of confidence does not affect the other.

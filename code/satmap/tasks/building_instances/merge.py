@@ -15,17 +15,12 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.rasters.scene import Box
 from satmap.tasks.building_instances.settings import MergeSettings
 from satmap.tasks.buildings.measures import rate_buildings
 from satmap.tasks.buildings.selection import read_selection_once
-from satmap.tasks.buildings.settings import BUILDING
 from satmap.tasks.buildings.vectorizer.candidates import (
-    FOUND,
-    find_candidates,
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines, touching
 from satmap.tasks.buildings.vectorizer.tracing import (
@@ -35,7 +30,7 @@ from satmap.tasks.buildings.vectorizer.tracing import (
     connected,
     connected_groups,
 )
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import outlines_of_layers
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import selected_outlines
 from satmap.tasks.calibration import read_calibration_once
 from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.vectors.buildings import Building, Polygons
@@ -443,23 +438,11 @@ class InstanceDecoder:
         corner = np.array([prediction.left, prediction.top])
         labels = draw_found(prediction, maps.shape, corner, settings.threshold)
         scores = np.array([each.score for each in prediction])
-        found = (labels, scores) if model.has_score else None
-        instances = find_instances(maps, settings.watershed)
-        height, width = maps.shape
-        candidates = find_candidates(
-            maps[BUILDING], instances, Box(0, 0, width, height), maps.shape,
-            settings.watershed.least_px, found=found,
-        )  # fmt: skip
-        expected = model.expected_iou(candidates.features)
-        best = non_maximum_suppression(expected, candidates.rivals)
-        best = best[expected[best] >= settings.least_iou]
-        own = {0: instances, FOUND: labels}
-        buildings = []
-        for exact, chosen in outlines_of_layers(candidates, best, own, maps[BUILDING]):
-            present = [index for index, outline in enumerate(exact) if outline is not None]
-            outlines = np.array([exact[index] for index in present], np.object_)
-            ious = expected[chosen][present].tolist()
-            buildings += list(map(Building, self._simplified(outlines, corner), ious))
+        buildings: list[Building] = []
+        for outlines, ious in selected_outlines(
+            maps, settings.watershed, settings.least_iou, model, (labels, scores)
+        ):
+            buildings += map(Building, self._simplified(outlines, corner), ious.tolist())
         return buildings
 
     def _outlined(self, group: Sequence[Instance]) -> list[Building]:

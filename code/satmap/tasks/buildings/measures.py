@@ -5,7 +5,7 @@ it, up to its walls. The size of the building matters, too: a pixel too much on 
 changes a hall, but halves the intersection over union of a hut.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
@@ -15,16 +15,16 @@ import shapely
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, MapSource, Scene
-from satmap.tasks.buildings.settings import BORDER, BUILDING
+from satmap.tasks.buildings.settings import BUILDING
 from satmap.tasks.buildings.vectorizer.tracing import Bytes, Floats
 from satmap.tasks.calibration import Calibration, log_odds
 from satmap.vectors.buildings import Building, Polygons
 
 #: Features of the outline.
-SHAPE_FEATURES = ("area", "compactness", "box_fill", "elongation")
-#: Features of the map of buildings, and of that of borders.
-BODY_FEATURES = ("mean", "low", "around", "edge", "agreement", "at_border")
-BORDER_FEATURES = ("border",)
+SHAPE_FEATURES = ("area", "box_fill")
+#: Features of the map of buildings. Further ones, of the border map and of the walls, were tried:
+#: they helped where the fit had seen the place, and harmed elsewhere.
+BODY_FEATURES = ("mean", "around", "agreement", "at_border")
 #: What a selection model or a cascade says of a building.
 SCORE_FEATURES = ("score",)
 
@@ -46,7 +46,6 @@ def building_features(names: Sequence[str], with_score: bool = False) -> tuple[s
     return (
         *SHAPE_FEATURES,
         *(BODY_FEATURES if BUILDING in names else ()),
-        *(BORDER_FEATURES if BORDER in names else ()),
         *(SCORE_FEATURES if with_score else ()),
     )
 
@@ -86,83 +85,63 @@ def measure_buildings(
     polygons = np.array([building.polygon for building in buildings], np.object_)
     found = _shape_features(polygons)
     found["score"] = np.array([building.score for building in buildings])
-    if maps is not None and set(features) & {*BODY_FEATURES, *BORDER_FEATURES}:
+    if maps is not None and set(features) & set(BODY_FEATURES):
         found |= _map_features(polygons, maps)
     return np.stack([found[name] for name in features], axis=1)
 
 
 def _shape_features(polygons: Polygons) -> dict[str, Floats]:
-    areas = np.maximum(shapely.area(polygons), 1e-9)
-    boxes = shapely.minimum_rotated_rectangle(polygons)
-    # The four corners of a rectangle; less remains of a polygon that is a line.
-    corners = np.array(
-        [
-            xy if len(xy := shapely.get_coordinates(box)) == 5 else np.zeros((5, 2))
-            for box in boxes.tolist()
-        ]
-    )
-    sides = np.maximum(np.hypot(*np.diff(corners, axis=1)[:, :2].transpose(2, 0, 1)), 1.0)
-    return {
-        "area": np.log(np.maximum(areas, 1.0)),
-        "compactness": 4 * np.pi * areas / shapely.length(polygons) ** 2,
-        "box_fill": areas / np.maximum(shapely.area(boxes), areas),
-        "elongation": np.log(sides.max(axis=1) / sides.min(axis=1)),
-    }
+    areas = np.maximum(shapely.area(polygons), 1.0)
+    boxes = shapely.area(shapely.minimum_rotated_rectangle(polygons))
+    return {"area": np.log(areas), "box_fill": areas / np.maximum(boxes, areas)}
 
 
 def _map_features(polygons: Polygons, maps: MapSource) -> dict[str, Floats]:
     scene = Scene.of(maps) if isinstance(maps, ProbabilityMaps) else maps
-    names = [name for name in (BUILDING, BORDER) if name in maps]
     height, width = scene.shape
     whole = Box(0, 0, width, height)
     bounds = shapely.bounds(polygons)
     gap = np.minimum(bounds[:, :2], [width, height] - bounds[:, 2:]).min(axis=1)
-    found = {"at_border": (gap <= _AT_BORDER_PX).astype(np.float64)}
     low = np.floor(bounds[:, :2]).astype(np.int64) - _AROUND_PX
     high = np.ceil(bounds[:, 2:]).astype(np.int64) + _AROUND_PX
     square = np.clip(low, 0, None) // _SQUARE_PX
     _, group = np.unique(square, axis=0, return_inverse=True)
+    mean, around, agreement = np.zeros((3, len(polygons)))
     for number in range(int(group.max()) + 1):
         members = np.flatnonzero(group == number)
         (left, top), (right, bottom) = low[members].min(axis=0), high[members].max(axis=0)
         read = Box(int(left), int(top), int(right - left), int(bottom - top)).overlap(whole)
         if read is None:
             continue
-        values = {name: scene.read(name, read) for name in names}
+        body = scene.read(BUILDING, read)
         for index in members.tolist():
             own = Box(*low[index].tolist(), *(high[index] - low[index]).tolist()).overlap(read)
-            if own is None:
-                continue
-            parts = {name: value[own.within(read)] for name, value in values.items()}
-            for name, figure in _map_figures(polygons[index], own, parts).items():
-                found.setdefault(name, np.zeros(len(polygons)))[index] = figure
-    for name in ("mean", "low", "around", "edge"):
-        found[name] = log_odds(found.get(name, np.zeros(len(polygons))))
-    return found
-
-
-def _map_figures(polygon: shapely.Polygon, box: Box, maps: Mapping[str, Bytes]) -> dict[str, float]:
-    """Return the features of one building, from maps of the rectangle around it."""
-    moved = shapely.transform(polygon, lambda xy: xy - np.array([box.left, box.top]))
-    body = maps[BUILDING]
-    mask = rasterio.features.rasterize([moved], out_shape=body.shape, dtype="uint8")
-    if not mask.any():
-        mask = rasterio.features.rasterize(
-            [moved], out_shape=body.shape, dtype="uint8", all_touched=True
-        )
-    kernel = np.ones((3, 3), np.uint8)
-    grown = cv2.dilate(mask, kernel, iterations=_AROUND_PX)
-    walls = (mask > 0) & (cv2.erode(mask, kernel, borderValue=0) == 0)
-    inside = body[mask > 0]
-    around = body[(grown > 0) & (mask == 0)]
-    loose, strict = (int((body[grown > 0] >= 255 * share).sum()) for share in (_LOOSE, _STRICT))
-    figures = {
-        "mean": float(inside.mean()) / 255 if len(inside) else 0.0,
-        "low": float(np.quantile(inside, 0.1, method="lower")) / 255 if len(inside) else 0.0,
-        "around": float(around.mean()) / 255 if len(around) else 0.0,
-        "edge": float(body[walls].mean()) / 255 if walls.any() else 0.0,
-        "agreement": strict / max(loose, 1),
+            if own is not None:
+                mean[index], around[index], agreement[index] = _map_figures(
+                    polygons[index], own, body[own.within(read)]
+                )
+    return {
+        "mean": log_odds(mean),
+        "around": log_odds(around),
+        "agreement": agreement,
+        "at_border": (gap <= _AT_BORDER_PX).astype(np.float64),
     }
-    if BORDER in maps:
-        figures["border"] = float(maps[BORDER][walls].mean()) / 255 if walls.any() else 0.0
-    return figures
+
+
+def _map_figures(polygon: shapely.Polygon, box: Box, body: Bytes) -> tuple[float, float, float]:
+    """Measure one building; ``body`` is the map of buildings in the rectangle ``box`` around it.
+
+    Returns:
+        Mean probability inside and around the outline, and the ratio of the areas with a high and
+        with a moderate probability.
+    """
+    moved = shapely.transform(polygon, lambda xy: xy - np.array([box.left, box.top]))
+    mask = rasterio.features.rasterize([moved], out_shape=body.shape, dtype="uint8")
+    grown = cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=_AROUND_PX)
+    inside, ring, near = body[mask > 0], body[(grown > 0) & (mask == 0)], body[grown > 0]
+    loose, strict = (int((near >= 255 * share).sum()) for share in (_LOOSE, _STRICT))
+    return (
+        float(inside.mean()) / 255 if len(inside) else 0.0,
+        float(ring.mean()) / 255 if len(ring) else 0.0,
+        strict / max(loose, 1),
+    )

@@ -19,7 +19,7 @@ from satmap.vectors.road_graph import RoadGraph
 
 #: Features of every road, in the order of :func:`measure_roads`.
 ROAD_FEATURES = (
-    "mean", "low", "lowest", "gap", "length", "dead_ends", "at_border", "width", "turning",
+    "mean", "lowest", "gap", "length", "dead_ends", "at_border", "width", "turning",
     "straightness", "image_mean",
 )  # fmt: skip
 
@@ -92,9 +92,7 @@ def measure_roads(graph: RoadGraph, maps: MapSource) -> Floats:
     values = road.at(places)
     first = np.searchsorted(owner, np.arange(count))
     counts = np.bincount(owner, minlength=count)
-    ordered = values[np.lexsort((values, owner))]
     mean = np.bincount(owner, values) / counts
-    low = ordered[first + (counts // 10)]
     lengths = network.lengths
     height, width = maps.shape
     edge_distance = np.minimum(graph.nodes, [width, height] - graph.nodes).min(axis=1)
@@ -105,7 +103,6 @@ def measure_roads(graph: RoadGraph, maps: MapSource) -> Floats:
     widths = np.array([edge.width_m or _USUAL_WIDTH_M for edge in graph.edges])
     features = {
         "mean": log_odds(mean),
-        "low": log_odds(low),
         "lowest": log_odds(_lowest_stretch(values, owner, first, counts)),
         "gap": np.log1p(np.bincount(owner, values < _GAP) / counts * lengths),
         "length": np.log(np.maximum(lengths, 1.0)),

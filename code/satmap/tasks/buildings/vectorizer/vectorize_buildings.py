@@ -14,6 +14,7 @@ from satmap.rasters.scene import Box, MapSource, Scene
 from satmap.tasks.buildings.selection import SelectionModel
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
+    FOUND,
     THRESHOLDS,
     Candidates,
     find_candidates,
@@ -112,6 +113,35 @@ def _outlines(
     best = non_maximum_suppression(expected, found.rivals)
     for outlines, chosen in outlines_of_layers(found, best, {0: instances}, body):
         yield outlines, expected[chosen]
+
+
+def selected_outlines(
+    maps: ProbabilityMaps,
+    settings: BuildingSettings,
+    least_iou: float,
+    model: SelectionModel,
+    found: tuple[Labels, Floats],
+) -> Iterator[tuple[Polygons, Floats]]:
+    """Choose among the candidates of probability maps and the buildings of a cascade.
+
+    ``found`` are the buildings 1..n of the cascade, (height, width), and the score of each.
+
+    Yields:
+        Exact outlines (n,) and their expected IoU (n,), layer by layer.
+    """
+    instances = find_instances(maps, settings)
+    height, width = maps.shape
+    candidates = find_candidates(
+        maps[BUILDING], instances, Box(0, 0, width, height), maps.shape, settings.least_px,
+        found=found if model.has_score else None,
+    )  # fmt: skip
+    expected = model.expected_iou(candidates.features)
+    best = non_maximum_suppression(expected, candidates.rivals)
+    best = best[expected[best] >= least_iou]
+    own = {0: instances, FOUND: found[0]}
+    for exact, chosen in outlines_of_layers(candidates, best, own, maps[BUILDING]):
+        present = exact != np.array(None)
+        yield exact[present], expected[chosen][present]
 
 
 def outlines_of_layers(
