@@ -17,6 +17,7 @@ of ``_ONLY_SCORED``, whose licence does not allow more. WORK keeps the measured 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def _finders(
         yield "held out", lambda: _held_out(options, network)
         sets |= starters.building_sets(options)
     for name, (_, find) in sets.items():
-        yield name, lambda find=find: find(network)
+        yield name, partial(find, network)
 
 
 def _held_out(options: argparse.Namespace, network: starters.Network) -> list[Chip]:

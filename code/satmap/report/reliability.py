@@ -32,7 +32,8 @@ RELIABILITY_PICTURE = "reliability.png"
 _SIDE_PX, _LEFT_PX, _TOP_PX, _BOTTOM_PX = 300, 56, 40, 44
 _LEGEND_PX, _LINE_PX = 290, 22
 _GRID: Colour = (225, 225, 225)
-_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY_BLUE, (230, 159, 0), INK)
+# Of all objects, and of the groups.
+_COLOURS = (INK, BLUE, VERMILLION, GREEN, PURPLE, SKY_BLUE, (230, 159, 0))
 _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 # Radius of the point of a bin with all objects.
 _RADIUS_PX = 14.0
@@ -43,18 +44,19 @@ _Curves = Mapping[str, Sequence[tuple[float, float, float]]]
 
 def draw_reliability(found: Reliability) -> Picture:
     """Draw three panels: the reliability of all objects, that by group, and the precision."""
-    groups = dict(list(found.groups.items())[: len(_COLOURS)])
+    groups = dict(list(found.groups.items())[: len(_COLOURS) - 1])
     whole: _Curves = {f"all: error {found.error:.3f}": _points(found)}
-    by_group: _Curves = {f"{name}: error {its.error:.3f}": _points(its)
-                         for name, its in groups.items()}  # fmt: skip
+    by_group: _Curves = {"": []} | {
+        f"{name}: error {its.error:.3f}": _points(its) for name, its in groups.items()
+    }
     kept: _Curves = {
         name: [(each.coverage, each.precision, 0.0) for each in its.coverage]
         for name, its in {"all": found, **groups}.items()
     }
     panels = [
-        _panel("Reliability", "confidence", "right", whole, diagonal=True),
-        _panel("Reliability by size and class", "confidence", "right", by_group, diagonal=True),
-        _panel("Precision by coverage", "coverage", "precision", kept, diagonal=False),
+        _panel("Right by confidence", whole, diagonal=True),
+        _panel("Right by confidence: by size and class", by_group, diagonal=True),
+        _panel("Precision by coverage", kept, diagonal=False),
     ]
     return np.hstack(panels)
 
@@ -63,7 +65,7 @@ def _points(found: Reliability) -> list[tuple[float, float, float]]:
     return [(each.confidence, each.right, each.count / found.count) for each in found.bins]
 
 
-def _panel(title: str, across: str, up: str, curves: _Curves, *, diagonal: bool) -> Picture:
+def _panel(title: str, curves: _Curves, *, diagonal: bool) -> Picture:
     height = _TOP_PX + _SIDE_PX + _BOTTOM_PX + _LINE_PX * len(_COLOURS)
     picture: Picture = np.full((height, _LEFT_PX + _LEGEND_PX + 30, 3), WHITE, np.uint8)
 
@@ -78,9 +80,11 @@ def _panel(title: str, across: str, up: str, curves: _Curves, *, diagonal: bool)
         draw_text(picture, f"{tick:.1f}", (_LEFT_PX - 28, y - 9), INK, LABEL_PX)
     if diagonal:
         cv2.line(picture, place(0, 0), place(1, 1), INK, 1, cv2.LINE_AA)
-    draw_text(picture, f"{title}: {up} by {across}", (8, 8), INK, TEXT_PX)
+    draw_text(picture, title, (8, 8), INK, TEXT_PX)
     for number, (name, points) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        if not points:
+            continue
+        colour = _COLOURS[number]
         places = np.array([place(x, y) for x, y, _ in points], np.int32)
         cv2.polylines(picture, [places], False, colour, 2, cv2.LINE_AA)
         for at, (_, _, share) in zip(places.tolist(), points, strict=True):
