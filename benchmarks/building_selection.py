@@ -1,7 +1,7 @@
 """Compare the average precision of buildings for two kinds of confidence.
 
-    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_confidence.py
-    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_confidence.py \\
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_selection.py
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_selection.py \\
         ../shared/data/buildings_mapping_challenge/train WORK
 
 Without arguments, the probability maps are synthetic: blurred and noisy houses, and weaker
