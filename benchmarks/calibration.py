@@ -5,10 +5,10 @@
 
 The starter maps every chip of several places: chips that its training held out, and data that it
 has never seen, resampled to its pixel size. Each road and each building is then right or wrong
-(docs/confidence.md). The mean probability is compared with the calibrated confidence of a fit to all
-other places. The table lists per place the expected calibration error of both, the share that is
-right, and the precision if the 80 % with the highest value are kept. Intervals are those of 95 %
-of 1,000 samples of the chips, drawn with replacement; the fit stays the same.
+(docs/confidence.md). The mean probability is compared with the calibrated confidence of a fit to
+all other places. The table lists per place the expected calibration error of both, the share that
+is right, and the precision if the 80 % with the highest value are kept. Intervals are those of 95 %
+of 300 samples of the chips, drawn with replacement; the fit stays the same.
 
 ``--write`` writes the calibration that comes with the starter. It is fitted to the same places but
 those of ``_ONLY_SCORED``, whose licence is unclear. WORK keeps the measured objects per place.
@@ -37,7 +37,6 @@ from satmap.provenance.manifest import (
     WeightsManifest,
     record_data,
     record_recipe,
-    run_here,
     write_manifest,
 )
 from satmap.submissions.buildings_csv import BuildingRow
@@ -50,7 +49,7 @@ from satmap.tasks.roads.task import RoadTask
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.weights.starters import starter_weights
 
-_SAMPLES = 1000
+_SAMPLES = 300
 _COVERAGE = 0.8
 # Data whose licence is unclear: it may be used for scores only.
 _ONLY_SCORED = ("both_newyork", "buildings_barnarp")
@@ -75,12 +74,14 @@ class _Place:
         right: bool (n,).
         mean: float64 (n,), mean probability of each.
         chip: int64 (n,), the chip of each.
+        chips: number of chips.
     """
 
     features: Floats
     right: Bools
     mean: Floats
     chip: NDArray[np.int64]
+    chips: int
 
 
 def main() -> None:
@@ -89,18 +90,19 @@ def main() -> None:
     parser.add_argument("task", choices=["roads", "buildings"])
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--only", nargs="+", help="names of the places (default: all)")
     parser.add_argument("--tta", type=int, help="views of each image (default: the recipe's)")
     parser.add_argument("--write", action="store_true", help="write the starter's calibration")
     options = parser.parse_args()
-    options.weights = options.left_out = options.trained = options.only = None
+    options.weights = options.left_out = options.trained = None
     torch.set_num_threads(1)
     network = starters.load(starter_weights(options.task), options.tta)
-    places: dict[str, _Place] = {}
-    chips: dict[str, Sequence[Chip]] = {}
-    for name, find in _finders(options, network):
-        chips[name] = find()[:: _EVERY.get(options.task, {}).get(name, 1)]
-        places[name] = _measured(name, network, chips[name], options)
-        print(f"{name}: {len(places[name].right)} {options.task}", flush=True)
+    finders = dict(_finders(options, network))
+    places = {}
+    for name, find in finders.items():
+        if not options.only or name in options.only:
+            places[name] = _measured(name, network, find, options)
+            print(f"{name}: {len(places[name].right)} {options.task}", flush=True)
     names = network.task.confidence_features()
     print(
         f"\n| {options.task} | chips | objects | right | error: mean probability | error: "
@@ -110,11 +112,11 @@ def main() -> None:
     for name, place in places.items():
         left_out = (name, *_NEAR[options.task])
         others = {other: its for other, its in places.items() if other not in left_out}
-        print(_row(name, place, len(chips[name]), _fit(options.task, names, others)), flush=True)
+        print(_row(name, place, _fit(options.task, names, others)), flush=True)
     if options.write:
         without = (*_ONLY_SCORED, *_NEAR[options.task])
         kept = {name: its for name, its in places.items() if name not in without}
-        _write(network, names, kept, [chip for name in kept for chip in chips[name]])
+        _write(network, names, kept, [chip for name in kept for chip in finders[name]()])
 
 
 def _fit(task: str, names: Sequence[str], places: Mapping[str, _Place]) -> Callable[..., Floats]:
@@ -122,10 +124,12 @@ def _fit(task: str, names: Sequence[str], places: Mapping[str, _Place]) -> Calla
     return fit_calibration(task, names, objects).calibration.probability
 
 
-def _row(name: str, place: _Place, chips: int, probability: Callable[..., Floats]) -> str:
+def _row(name: str, place: _Place, probability: Callable[..., Floats]) -> str:
     right, values = place.right, (place.mean, probability(place.features))
     rng = np.random.default_rng(0)
-    by_chip = [np.flatnonzero(place.chip == chip) for chip in np.unique(place.chip)]
+    # Of a single chip the objects are drawn.
+    unit = place.chip if place.chips > 1 else np.arange(len(right))
+    by_chip = [np.flatnonzero(unit == chip) for chip in np.unique(unit)]
     drawn = [
         np.concatenate([by_chip[i] for i in rng.integers(0, len(by_chip), len(by_chip))])
         for _ in range(_SAMPLES)
@@ -139,7 +143,7 @@ def _row(name: str, place: _Place, chips: int, probability: Callable[..., Floats
         return kept_at(of, of_right, _COVERAGE).precision
 
     cells = [
-        name, str(chips), str(len(right)), f"{right.mean():.3f}",
+        name, str(place.chips), str(len(right)), f"{right.mean():.3f}",
         *(cell(calibration_error, of) for of in values),
         f"{right.mean():.3f}", *(cell(precision, of) for of in values),
     ]  # fmt: skip
@@ -167,8 +171,15 @@ def _finders(
             sets[name] = None, starters.own(options, images, labels, gsd=gsd)
         yield "held out", lambda: _held_out(options, network)
         sets |= starters.building_sets(options)
+    every = _EVERY.get(options.task, {})
     for name, (_, find) in sets.items():
-        yield name, partial(find, network)
+        yield name, partial(_some, find, network, every.get(name, 1))
+
+
+def _some(
+    find: Callable[[starters.Network], Sequence[Chip]], network: starters.Network, step: int
+) -> Sequence[Chip]:
+    return find(network)[::step]
 
 
 def _held_out(options: argparse.Namespace, network: starters.Network) -> list[Chip]:
@@ -184,7 +195,10 @@ def _held_out(options: argparse.Namespace, network: starters.Network) -> list[Ch
 
 
 def _measured(
-    name: str, network: starters.Network, chips: Sequence[Chip], options: argparse.Namespace
+    name: str,
+    network: starters.Network,
+    find: Callable[[], Sequence[Chip]],
+    options: argparse.Namespace,
 ) -> _Place:
     """Map the chips of a place and measure the objects, unless WORK has them."""
     views = network.task.recipe.inference.tta
@@ -192,13 +206,15 @@ def _measured(
     if not path.exists():
         task = network.task
         cache = options.work / "cache"
-        prepared = prepare_chips(chips, 3, cache, task.recipe.stretch, task).chips
+        prepared = prepare_chips(find(), 3, cache, task.recipe.stretch, task).chips
         found = [_of_chip(network, chip) for chip in prepared]
         number = np.repeat(np.arange(len(found)), [len(right) for _, right, _ in found])
         features, right, mean = (np.concatenate(part) for part in zip(*found, strict=True))
-        np.savez(path, features=features, right=right, mean=mean, chip=number)
+        np.savez(path, features=features, right=right, mean=mean, chip=number, chips=len(found))
     with np.load(path) as saved:
-        return _Place(saved["features"], saved["right"], saved["mean"], saved["chip"])
+        return _Place(
+            saved["features"], saved["right"], saved["mean"], saved["chip"], int(saved["chips"])
+        )
 
 
 def _of_chip(network: starters.Network, chip: CachedChip) -> tuple[Floats, Bools, Floats]:
@@ -244,7 +260,8 @@ def _write(
         "data": record_data(images, None),
         "starts_from": tuple(in_threads(record_file, [file.path for file in files])),
         "skipped": {},
-        "runs": [run_here((), torch.device("cpu"))],
+        # The machine does not matter to a fit, and its directories are nobody's business.
+        "runs": (),
     }
     write_manifest(path, WeightsManifest, facts)
     print(f"{path}: {fit.count} {network.task.noun} of {len(places)} places")

@@ -59,7 +59,8 @@ def test_features_of_buildings_worked_out_by_hand() -> None:
 
 def test_each_building_is_measured_alone_wherever_it_lies() -> None:
     rng = np.random.default_rng(0)
-    body = cv2.GaussianBlur(rng.integers(0, 255, (5000, 90)).astype(np.uint8), (0, 0), 3)
+    noise = rng.integers(0, 255, (5000, 90)).astype(np.uint8)
+    body = np.asarray(cv2.GaussianBlur(noise, (0, 0), 3), np.uint8)
     maps = ProbabilityMaps((BUILDING,), body[None], (1.0, 1.0))
     boxes = [shapely.box(x, y, x + 20, y + 15) for x, y in ((5, 5), (20, 2040), (40, 4984))]
     buildings = [Building(box, 1.0) for box in boxes]
