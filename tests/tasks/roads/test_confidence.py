@@ -16,6 +16,7 @@ from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
 from satmap.provenance.manifest import SubmissionManifest, read_manifest
 from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.routing import read_network
 from satmap.submissions.roads_csv import read_roads_csv
 from satmap.submissions.vector_maps import confidence_of, read_map
 from satmap.tasks.calibration import CALIBRATION_FILE
@@ -26,6 +27,7 @@ from satmap.weights.members import find_weights
 from satmap.weights.starters import PICTURES, starter_weights
 
 DATA = SHARED / "data" / "roads_massachusetts"
+EPFL = SHARED / "data" / "roads_epfl" / "AOI_90_Suburb_Train"
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
 PICTURE = PICTURES / "natick.tif"
 CPU = ["--device", "cpu", "--workers", "0"]
@@ -213,6 +215,32 @@ def test_commands_leave_out_what_is_less_certain(
     page = (tmp_path / "map.html").stat().st_size
     assert run(capfd, "view", roads, "--html", tmp_path / "map.html")[0] == 0
     assert (tmp_path / "map.html").stat().st_size > page
+
+
+@pytest.mark.skipif(not EPFL.is_dir(), reason=f"no {EPFL}")
+def test_maps_of_other_programs_are_filtered_by_their_confidence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = EPFL / "PS-RGB" / "SN5_roads_train_AOI_90_Suburb_PS-RGB_chip0.tif"
+    (label,) = (EPFL / "geojson_roads_speed").glob("*_chip0.geojson")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    shutil.copy(image, tmp_path / "images")
+    content = json.loads(label.read_text())
+    for number, each in enumerate(content["features"]):
+        each["properties"]["confidence"] = (number % 4) / 4
+    path = tmp_path / "maps" / label.name
+    path.write_text(json.dumps(content))
+    counts = []
+    for least in (0, 0.5):
+        out = tmp_path / "out.csv"
+        command = ["convert", tmp_path / "maps", out, tmp_path / "images"]
+        assert run(capfd, *command, "--least-confidence", least)[0] == 0
+        counts.append(sum(len(rows) for rows in read_roads_csv(out).values()))
+        network = read_network(path, least)
+        lengths = [line.length for line in network.lines]
+        counts.append(sum(lengths))
+    assert counts[0] > counts[2] > 0 and counts[1] > counts[3] > 0
 
 
 @real
