@@ -8,7 +8,6 @@ large places do not outvote the others.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -251,9 +250,3 @@ def check_calibration(path: Path, task: str, features: Sequence[str]) -> None:
             f"{printable(', '.join(found.features), 400)}; the task {task} here has "
             f"{', '.join(features)}. Fit it again (`satmap confidence`), or move it elsewhere."
         )
-
-
-@lru_cache(maxsize=1)
-def read_calibration_once(path: Path) -> Calibration:
-    """Read the calibration once per worker."""
-    return read_calibration(path)

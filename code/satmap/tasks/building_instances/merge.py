@@ -31,7 +31,7 @@ from satmap.tasks.buildings.vectorizer.tracing import (
     connected_groups,
 )
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import selected_outlines
-from satmap.tasks.calibration import read_calibration_once
+from satmap.tasks.calibration import read_calibration
 from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.vectors.buildings import Building, Polygons
 
@@ -427,7 +427,7 @@ class InstanceDecoder:
         image = shapely.box(0, 0, self.shape[1], self.shape[0])
         touching = [building for building in found if building.polygon.intersects(image)]
         if self.models.calibration is not None:
-            calibration = read_calibration_once(self.models.calibration)
+            calibration = read_calibration(self.models.calibration)
             touching = rate_buildings(touching, None, calibration)
         return sorted(touching, key=lambda each: (-each.score, each.polygon.wkb))
 

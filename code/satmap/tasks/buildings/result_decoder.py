@@ -15,7 +15,7 @@ from satmap.tasks.buildings.measures import rate_buildings
 from satmap.tasks.buildings.selection import read_selection_once
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
-from satmap.tasks.calibration import read_calibration_once
+from satmap.tasks.calibration import read_calibration
 from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.vectors.buildings import Building
 
@@ -76,4 +76,4 @@ class BuildingDecoder:
         found = vectorize_buildings(maps, self.settings, model)
         if calibration is None:
             return found
-        return rate_buildings(found, maps, read_calibration_once(calibration))
+        return rate_buildings(found, maps, read_calibration(calibration))

@@ -23,7 +23,7 @@ from satmap.rasters.map_files import MAX_VALUES_IN_MEMORY, open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, MapSource
 from satmap.rasters.surroundings import read_surroundings, surrounded, with_margin
-from satmap.tasks.calibration import read_calibration_once
+from satmap.tasks.calibration import read_calibration
 from satmap.tasks.roads.measures import rate_roads
 from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
@@ -124,7 +124,7 @@ class RoadDecoder:
         graph = vectorize_roads(maps, self.settings)
         if self.calibration is None:
             return graph
-        return rate_roads(graph, maps, read_calibration_once(self.calibration))
+        return rate_roads(graph, maps, read_calibration(self.calibration))
 
     def decode_file(
         self,
