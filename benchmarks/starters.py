@@ -71,12 +71,12 @@ _PASS_PX = 1024
 _BINS = 10
 _REPEATED = {"roads": 1, "buildings": 5}
 # Metres per pixel of the networks.
-_ROAD_GSD, _BUILDING_GSD = 1.0, 0.2
+ROAD_GSD, BUILDING_GSD = 1.0, 0.2
 
 # Places of the training of starter-buildings, to leave out one after the other: images and labels
 # in DATA, and the metres to the east and north by which the labels are moved.
 _OAM, _OPEN_CITIES = "buildings_openaerialmap", "buildings_open_cities/train_tier_1"
-_BUILDING_PLACES = {
+BUILDING_PLACES = {
     "place1": (f"{_OAM}/place1/tiles", f"{_OAM}/place1/labels", (0.0, 0.0)),
     "place3": (f"{_OAM}/place3/tiles", f"{_OAM}/place3/labels", (0.0, 0.0)),
     "place5": (f"{_OAM}/place5/tiles", f"{_OAM}/place5/labels", (-1.0, 1.2)),
@@ -159,7 +159,7 @@ def main() -> None:
         print(f"| {name} | {len(chips)} | {_row(scores, is_road)} |", flush=True)
         reliability[name] = sum((s.reliability for s in scores), np.zeros((3, _BINS)))
         _draw_worst(network, chips, scores, options.work / "worst" / name.replace("/", "-"))
-        if name in _BUILDING_PLACES:
+        if name in BUILDING_PLACES:
             left_out.append(_figures(scores)[:4])
     if left_out:
         means = " | ".join(f"{figure:.3f}" for figure in np.mean(left_out, axis=0))
@@ -173,7 +173,8 @@ def main() -> None:
         print(f"| {number / _BINS:.1f} to {(number + 1) / _BINS:.1f} | {' | '.join(cells)} |")
 
 
-def _load(weights: Path, views: int | None) -> Network:
+def load(weights: Path, views: int | None) -> Network:
+    """Load the network of a directory; None are the views of its recipe."""
     files = find_weights(weights)
     recipe: Recipe = recipe_of(files)
     if views:
@@ -196,7 +197,7 @@ def _speed(name: str, work: Path) -> None:
         map_sources(MapRequest((), output, weights, "cpu", sources=(str(picture),), views=1))
         times.append(time.process_time() - started)
         output.unlink()
-    network = _load(weights, 1)
+    network = load(weights, 1)
     gsd = trained_gsd(network.files)
     assert gsd is not None
     with rasterio.open(picture) as file:
@@ -268,19 +269,19 @@ def _data_sets(
 ) -> Iterator[tuple[str, Network, Sequence[CachedChip]]]:
     """Yield held-out chips and those of other data sets, each with the network to score."""
     prepared = options.work / "cache"
-    starter = _load(options.weights or starter_weights(options.task), options.tta)
+    starter = load(options.weights or starter_weights(options.task), options.tta)
     for name, (weights, find) in (
-        _road_sets(options) if options.task == "roads" else _building_sets(options)
+        road_sets(options) if options.task == "roads" else building_sets(options)
     ).items():
         if options.only and name not in options.only:
             continue
-        network = _load(weights, options.tta) if weights else starter
+        network = load(weights, options.tta) if weights else starter
         task = network.task
         chips = find(network)
         yield name, network, prepare_chips(chips, 3, prepared, task.recipe.stretch, task).chips
 
 
-def _own(
+def own(
     options: argparse.Namespace, images: Path, labels: Path, **settings: Any
 ) -> Callable[[Network], Sequence[Chip]]:
     """Return a function that cuts images and labels into chips for a network."""
@@ -293,30 +294,32 @@ def _held_out(network: Network, chips: Sequence[Chip]) -> list[Chip]:
     return [chip for chip in chips if chip.image_id in names]
 
 
-def _road_sets(options: argparse.Namespace) -> _DataSets:
-    own, newyork = options.data / "roads_massachusetts", options.data / "both_newyork"
+def road_sets(options: argparse.Namespace) -> _DataSets:
+    """Return the data sets of roads by name."""
+    suburbs, newyork = options.data / "roads_massachusetts", options.data / "both_newyork"
     epfl = options.data / "roads_epfl/AOI_90_Suburb_Train"
-    find = _own(options, own / "images", own / "masks", metres_per_pixel=1.0)
+    find = own(options, suburbs / "images", suburbs / "masks", metres_per_pixel=1.0)
     return {
         "held out": (None, lambda network: _held_out(network, find(network))),
         "roads_epfl": (
             None,
-            _own(options, epfl / "PS-RGB", epfl / "geojson_roads_speed", gsd=_ROAD_GSD),
+            own(options, epfl / "PS-RGB", epfl / "geojson_roads_speed", gsd=ROAD_GSD),
         ),
         # Their pixels have about the size of the training's.
         "both_newyork": (
             None,
-            _own(options, newyork / "images", newyork / "roads", metres_per_pixel=0.9),
+            own(options, newyork / "images", newyork / "roads", metres_per_pixel=0.9),
         ),
     }
 
 
-def _building_sets(options: argparse.Namespace) -> _DataSets:
+def building_sets(options: argparse.Namespace) -> _DataSets:
+    """Return the data sets of buildings by name."""
     sets: _DataSets = {}
-    for name, (images, labels, shift) in _BUILDING_PLACES.items():
+    for name, (images, labels, shift) in BUILDING_PLACES.items():
         if options.left_out and (weights := options.left_out / name).is_dir():
             place = options.data / images
-            find = _own(options, place, options.data / labels, gsd=_BUILDING_GSD, shift=shift)
+            find = own(options, place, options.data / labels, gsd=BUILDING_GSD, shift=shift)
             sets[name] = weights, find
     if options.trained:
         found = find_cut_chips(options.trained, "buildings")
@@ -325,9 +328,9 @@ def _building_sets(options: argparse.Namespace) -> _DataSets:
     for name, (images, masks, metres, step) in _UNSEEN_BUILDINGS.items():
         place = options.work / "resampled" / name.replace("/", "-")
         if not options.only or name in options.only:
-            factor = metres / _BUILDING_GSD
+            factor = metres / BUILDING_GSD
             _resample(options.data / images, options.data / masks, factor, place, step)
-        find = _own(options, place / "images", place / "masks", metres_per_pixel=_BUILDING_GSD)
+        find = own(options, place / "images", place / "masks", metres_per_pixel=BUILDING_GSD)
         sets[name] = None, find
     return sets
 
@@ -353,7 +356,7 @@ def _resample(images: Path, masks: Path, factor: float, place: Path, step: int) 
         cv2.imwrite(str(place / "masks" / f"{path.stem}.png"), (share >= 128) * np.uint8(255))
 
 
-def _maps(network: Network, chip: CachedChip) -> tuple[ProbabilityMaps, NDArray[np.uint8]]:
+def predicted_maps(network: Network, chip: CachedChip) -> tuple[ProbabilityMaps, NDArray[np.uint8]]:
     """Predict a chip; ignored pixels are 0. Returns the maps and the target."""
     image, target = chip.read()
     task = network.task
@@ -374,7 +377,7 @@ def _bits(target: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _score(network: Network, chip: CachedChip) -> ChipScore:
     task = network.task
-    maps, target = _maps(network, chip)
+    maps, target = predicted_maps(network, chip)
     is_road = isinstance(task, RoadTask)
     first = maps[ROAD if is_road else BUILDING]
     found, truth = first >= 128, (_bits(target) & (CLASS_BITS if is_road else BODY_BIT)) > 0
@@ -444,7 +447,7 @@ def _draw_worst(
     quality = {n: s.quality for n, s in enumerate(scores) if s.quality is not None}
     for number in sorted(quality, key=quality.__getitem__)[:_WORST]:
         chip = chips[number]
-        maps, target = _maps(network, chip)
+        maps, target = predicted_maps(network, chip)
         task = network.task
         # The same call twice: each task has its own type of score.
         if isinstance(task, RoadTask):

@@ -75,7 +75,7 @@ def _score(images: Path, network: Half, threshold: float) -> tuple[float, ...]:
             continue
         with open_map_file(raster, 1, BUILDING_FILE_MAPS) as mask:
             buildings = vectorize_buildings(mask.scene.at_once(), settings)
-        proposals = [BuildingRow(its.polygon, its.confidence) for its in buildings]
+        proposals = [BuildingRow(its.polygon, its.score) for its in buildings]
         truth = shapely.get_parts(read_building_labels(chip).outlines)
         matches = match_buildings([BuildingRow(each) for each in truth], proposals)
         counts += matches.counts

@@ -26,10 +26,10 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.submissions.roads_csv import rows_of_graph
 from satmap.tasks.base import Task
-from satmap.tasks.buildings.confidence import (
-    CONFIDENCE_FILE,
+from satmap.tasks.buildings.selection import (
+    SELECTION_FILE,
     CandidateSample,
-    fit_confidence,
+    fit_selection,
 )
 from satmap.tasks.buildings.settings import BUILDING_MAPS
 from satmap.tasks.buildings.task import BuildingTask
@@ -196,12 +196,12 @@ def test_a_confidence_model_of_other_networks_is_refused(tmp_path: Path) -> None
         CandidateSample(fold, random.random((50, len(FEATURES))), random.random(50))
         for fold in range(2)
     ]
-    model = tmp_path / CONFIDENCE_FILE
-    model.write_text(fit_confidence(samples).model.text)
+    model = tmp_path / SELECTION_FILE
+    model.write_text(fit_selection(samples).model.text)
     facts = dict.fromkeys(("recipe", "member", "stage", "epoch", "data"))
     facts |= {"seeds": {}, "scores": {}, "skipped": {}, "runs": ()}
     write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(file),)})
-    assert satmap.load(tmp_path, device="cpu").rating_model == model.resolve()
+    assert satmap.load(tmp_path, device="cpu").models.selection == model.resolve()
     write_manifest(model, WeightsManifest, {**facts, "starts_from": (record_file(model),)})
     with pytest.raises(SatmapError, match="was fitted to the probability maps of other networks"):
         satmap.load(tmp_path, device="cpu")

@@ -24,13 +24,14 @@ from satmap.evaluation.metrics.figures import Report
 from satmap.evaluation.score import score_files
 from satmap.networks.ensemble import EnsembleMember
 from satmap.prediction.images import prepare_image
-from satmap.prediction.outputs import check_rating_model, record_networks
+from satmap.prediction.outputs import check_models, record_networks
 from satmap.rasters.map_files import read_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.recipes.schema import load_recipe
 from satmap.runtime.device import pick_device
 from satmap.tasks.base import PreparedImage, Task, default_task, task_of
 from satmap.tasks.dense import DenseTask
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.weights.header import read_weights_metadata
 from satmap.weights.members import WeightFile, choose, find_weights, recipe_of
 from satmap.weights.starters import starter_weights as starter_weights
@@ -44,13 +45,13 @@ class Predictor:
         task: the task of the networks.
         members: the networks, on the device.
         device: device of the networks.
-        rating_model: the second-level model beside the networks, if there is one.
+        models: the models beside the networks, which choose and rate objects.
     """
 
     task: Task
     members: Sequence[EnsembleMember]
     device: torch.device
-    rating_model: Path | None = None
+    models: FittedModels = NO_MODELS
 
     def __call__(
         self,
@@ -81,7 +82,7 @@ class Predictor:
         """
         chip, prepared = self._prepare(image, metres_per_pixel, view_angle)
         prediction = self.task.predict(prepared, self.device).get()
-        found = self.task.result_decoder(chip, self.rating_model).decode(prediction)
+        found = self.task.result_decoder(chip, self.models).decode(prediction)
         return self.task.with_georeference(found, prepared.info.georeference)
 
     def probabilities(
@@ -147,8 +148,8 @@ def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None
         recipe: name or path of the recipe to predict with; None for that of the weights.
 
     Raises:
-        SatmapError: there are no weights, they cannot be loaded, the confidence model beside them
-            was fitted to other networks, or the device does not exist.
+        SatmapError: there are no weights, they cannot be loaded, a model beside them was fitted to
+            other networks, or the device does not exist.
     """
     path = Path(weights)
     is_file = not path.is_dir()
@@ -160,10 +161,10 @@ def load(weights: str | Path, *, device: str = "auto", recipe: str | None = None
     for file in files:
         task.check_weights(file)
     target = pick_device(device)
-    rating_model = None if is_file else task.find_rating_model(path)
-    if rating_model:
-        check_rating_model(rating_model, record_networks(files))
-    return Predictor(task, task.load_ensemble(files, target), target, rating_model)
+    models = NO_MODELS if is_file else task.find_models(path)
+    if models.files:
+        check_models(models, record_networks(files))
+    return Predictor(task, task.load_ensemble(files, target), target, models)
 
 
 def vectorize(

@@ -187,8 +187,8 @@ class Route:
     turns: tuple[Turn, ...]
 
 
-def read_network(path: Path) -> Network:
-    """Read the roads of a vector file as a network.
+def read_network(path: Path, least_confidence: float | None = None) -> Network:
+    """Read the roads of a vector file as a network, without those of a lower confidence.
 
     Raises:
         SatmapError: the file cannot be read or holds no roads.
@@ -197,7 +197,7 @@ def read_network(path: Path) -> Network:
         what = "a directory" if path.is_dir() else "a CSV, whose roads are in pixels"
         raise SatmapError(f"{path} is {what}. Give a vector file of roads, such as roads.gpkg.")
     _require_vectors(path)
-    collection = read_map(path)
+    collection = read_map(path, least_confidence)
     if not collection.lines:
         raise SatmapError(f"{path}: no roads. Give a vector file of roads, such as roads.gpkg.")
     try:

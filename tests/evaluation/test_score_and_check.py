@@ -388,7 +388,7 @@ def test_confidences_may_be_log_odds(tmp_path: Path) -> None:
     sure, unsure = (feature("Polygon", SQUARE, {"Confidence": c}) for c in (-0.1, -3))
     path = write_collection(tmp_path / "a.geojson", unsure, sure)
     rows, *_ = read_building_maps(path, path, 0.3)
-    assert [row.confidence for row in rows["a"]] == [-3, -0.1]
+    assert [row.score for row in rows["a"]] == [-3, -0.1]
 
 
 def test_no_address_is_fetched_for_a_reference_system(

@@ -42,7 +42,7 @@ HUT = shapely.box(100, 100, 104, 110)
 
 
 def image(georeference: Georeference | None, name: str = "a") -> ImageBuildings:
-    buildings = (Building(YARD, 0.98765), Building(HUT, 12.5, 0.62544))
+    buildings = (Building(YARD, 0.98765), Building(HUT, 12.5, 0.62544, 0.81249))
     return ImageBuildings(name, None, (200, 300), buildings, georeference)
 
 
@@ -81,14 +81,14 @@ def test_exact_geojson(tmp_path: Path) -> None:
     assert path.read_text() == (
         '{"type":"FeatureCollection","features":[\n'
         '{"type":"Feature","properties":{"image_id":"a","mean_probability":null,'
-        '"expected_iou":0.988,"area_m2":877.034},'
+        '"expected_iou":0.988,"confidence":null,"calibration":"uncalibrated","area_m2":877.034},'
         '"geometry":{"type":"Polygon","coordinates":['
         "[[10.0001,49.9998],[10.0001,49.9994],[10.0004,49.9994],[10.0004,49.9998],"
         "[10.0001,49.9998]],"
         "[[10.0002,49.9997],[10.0003,49.9997],[10.0003,49.9996],[10.0002,49.9996],"
         "[10.0002,49.9997]]]}},\n"
         '{"type":"Feature","properties":{"image_id":"a","mean_probability":0.625,'
-        '"expected_iou":null,"area_m2":31.892},'
+        '"expected_iou":null,"confidence":0.812,"calibration":"calibrated","area_m2":31.892},'
         '"geometry":{"type":"Polygon","coordinates":['
         "[[10.00104,49.999],[10.001,49.999],[10.001,49.9989],[10.00104,49.9989],"
         "[10.00104,49.999]]]}}\n"

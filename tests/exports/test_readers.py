@@ -324,7 +324,7 @@ def test_shapefiles_keep_times_and_confidences(tmp_path: Path) -> None:
         assert [line.properties["travel_time_s"] for line in read_map(path).lines] == times
     for path in (zipped[1], tmp_path / "buildings.shp"):
         rows, *_ = read_building_maps(path, path, 0.5)
-        confidences = [row.confidence for found in rows.values() for row in found]
+        confidences = [row.score for found in rows.values() for row in found]
         assert sorted(confidences) == pytest.approx([0.6 * 50**0.5, 0.9 * 275**0.5])
         assert len(read_label_file(path, "polygons").shapes) == 2
 

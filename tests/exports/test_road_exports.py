@@ -63,10 +63,16 @@ def graph(*roads: tuple[Points, float]) -> RoadGraph:
                 line=line,
                 length_m=line_length_m(line, (0.3, 0.3)),
                 speed_mps=mph * MPS_PER_MPH,
-                confidence=0.75,
+                mean_probability=0.75,
             )
         )
     return RoadGraph(np.array(list(nodes), np.float64).reshape(-1, 2), tuple(edges))
+
+
+def rated(roads: ImageRoads, confidence: float) -> ImageRoads:
+    """Return roads with a calibrated confidence."""
+    edges = tuple(replace(edge, confidence=confidence) for edge in roads.graph.edges)
+    return replace(roads, graph=replace(roads.graph, edges=edges))
 
 
 def image(
@@ -144,18 +150,20 @@ def test_exact_geojson(tmp_path: Path) -> None:
     path = tmp_path / "new" / "roads.geojson"
     first = image(([(0, 0), (100, 50)], 25), name="a", georeference=DEGREES)
     second = image(([(8, 0), (8, 0.1), (8.5, 1)], 18.75), name="é", georeference=DEGREES)
-    export(path, [first, second])
+    export(path, [first, rated(second, 0.62345)])
     # 0.3 m x hypot(100, 50) = 33.541 m, at 11.176 m/s. The second: 0.3 x (0.1 + hypot(0.5, 0.9)).
     assert path.read_text(encoding="utf-8") == (
         '{"type":"FeatureCollection","features":[\n'
         '{"type":"Feature","properties":{"image_id":"a","u":0,"v":1,"highway":"residential",'
         '"maxspeed":"25 mph","speed_kmh":40.23,"speed_mph":25.0,"speed_source":"estimated",'
-        '"length_m":33.541,"travel_time_s":3.001,"width_m":null,"mean_probability":0.75},'
+        '"length_m":33.541,"travel_time_s":3.001,"width_m":null,"mean_probability":0.75,'
+        '"confidence":null,"calibration":"uncalibrated"},'
         '"geometry":{"type":"LineString",'
         '"coordinates":[[10.0,50.0],[10.001,49.9995]]}},\n'
         '{"type":"Feature","properties":{"image_id":"é","u":2,"v":3,"highway":"unclassified",'
         '"maxspeed":"19 mph","speed_kmh":30.18,"speed_mph":18.75,"speed_source":"estimated",'
-        '"length_m":0.339,"travel_time_s":0.04,"width_m":null,"mean_probability":0.75},'
+        '"length_m":0.339,"travel_time_s":0.04,"width_m":null,"mean_probability":0.75,'
+        '"confidence":0.623,"calibration":"calibrated"},'
         '"geometry":{"type":"LineString",'
         '"coordinates":[[10.00008,50.0],[10.00008,49.999999],[10.000085,49.99999]]}}\n'
         "]}\n"
@@ -231,7 +239,8 @@ def test_geopackage_opens_with_its_layers(tmp_path: Path) -> None:
         "image_id": "b", "u": 5, "v": 6, "highway": "tertiary", "maxspeed": "30 mph",
         "speed_kmh": 48.28, "speed_mph": 30, "speed_source": "estimated", "length_m": 33.541,
         "travel_time_s": 2.501, "width_m": pytest.approx(math.nan, nan_ok=True),
-        "mean_probability": 0.75,
+        "mean_probability": 0.75, "confidence": pytest.approx(math.nan, nan_ok=True),
+        "calibration": "uncalibrated",
     }  # fmt: skip
     assert np.allclose(shapely.get_coordinates(lines[-1]), [(10, 50), (10.001, 49.9995)], atol=1e-9)
     # The loop starts and ends at node 0; both roads between nodes 1 and 2 exist.
@@ -289,7 +298,8 @@ def test_graphml_of_images_without_georeference_is_in_pixels(tmp_path: Path) -> 
     assert whole.edges[0, 1, 0] == {
         "image_id": "b", "highway": "residential", "maxspeed": "25 mph", "speed_kmh": "40.23",
         "speed_mph": "25.0", "speed_source": "estimated", "length_m": "1.5",
-        "travel_time_s": "0.134", "mean_probability": "0.75", "osmid": "1", "oneway": "False",
+        "travel_time_s": "0.134", "mean_probability": "0.75", "calibration": "uncalibrated",
+        "osmid": "1", "oneway": "False",
         "reversed": "False", "length": "1.5", "speed_kph": "40.23", "travel_time": "0.134",
         "geometry": "LINESTRING (5 7, 8 11)",
     }  # fmt: skip

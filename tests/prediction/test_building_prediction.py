@@ -67,7 +67,7 @@ def test_every_image_is_in_the_csv(tmp_path: Path) -> None:
     (row,) = rows["AOI_9_Made_img1"]
     assert row.polygon.area == 96 * 96
     # Probability 1 - 1 / (1 + e^9), area 96 x 96.
-    assert row.confidence == pytest.approx(96, rel=0.005)
+    assert row.score == pytest.approx(96, rel=0.005)
     assert rows["AOI_9_Made_img10"] == []
     assert "AOI_9_Made_img10,-1,POLYGON EMPTY,1" in out.read_text()
     # GraphML is only for roads, and COCO results need the Mapping Challenge's image numbers.
@@ -116,7 +116,7 @@ def test_the_journal_restores_buildings_exactly(tmp_path: Path) -> None:
         back = journal.found("key")
     assert (back.image_id, back.number, back.size) == ("a", 3, (40, 50))
     (building,) = back.buildings
-    assert (building.polygon.wkb, building.confidence) == (yard.wkb, 0.1 + 0.2)
+    assert (building.polygon.wkb, building.score) == (yard.wkb, 0.1 + 0.2)
 
 
 @settings(max_examples=4, deadline=None)

@@ -242,7 +242,7 @@ STEPS = (
     Step(
         "confidence",
         "confidence held-out-buildings.csv probabilities-held-out --weights weights-buildings",
-        ("digest weights-buildings/building-confidence.txt",),
+        ("digest weights-buildings/building-selection.txt",),
         "train buildings",
     ),
     Step(

@@ -179,7 +179,7 @@ def test_write_and_read(tmp_path: Path) -> None:
     (row,) = rows["img1"]
     assert row.polygon.equals(box(0, 0, 9.25, 9, hole).polygon)
     assert len(row.polygon.interiors) == 1
-    assert (row.confidence, row.building_id) == (0.5, "1")
+    assert (row.score, row.building_id) == (0.5, "1")
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_variants_read_alike(tmp_path: Path, text: str) -> None:
     ((image_id, (row,)),) = read_buildings_csv(path).items()
     assert image_id == IMAGE
     assert row.polygon.wkt == "POLYGON ((0 0, 9 0, 9 9.5, 0 0))"
-    assert (row.confidence, row.building_id) == (0.5, "7")
+    assert (row.score, row.building_id) == (0.5, "7")
 
 
 def test_truth_without_confidence_and_with_two_kinds_of_empty_rows(tmp_path: Path) -> None:
@@ -219,14 +219,14 @@ def test_truth_without_confidence_and_with_two_kinds_of_empty_rows(tmp_path: Pat
     )
     rows = read_buildings_csv(path)
     assert [len(record) for record in rows.values()] == [1, 0, 0, 0]
-    assert rows["a"][0].confidence == 1
+    assert rows["a"][0].score == 1
 
 
 def test_two_columns_are_enough(tmp_path: Path) -> None:
     path = tmp_path / "buildings.csv"
     path.write_text(f"ImageId,PolygonWKT_Pix\na,{SQUARE}\nb,POLYGON EMPTY\n")
     rows = read_buildings_csv(path)
-    assert (rows["a"][0].confidence, rows["a"][0].building_id) == (1, "")
+    assert (rows["a"][0].score, rows["a"][0].building_id) == (1, "")
     assert rows["b"] == []
 
 

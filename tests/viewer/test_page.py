@@ -274,7 +274,7 @@ def test_the_slider_hides_what_is_less_certain(shown: Browser, page: str, town: 
             least,
         )
         for numbers, shapes in zip(found, (town.roads, town.buildings), strict=True):
-            assert set(numbers) == set(np.flatnonzero(~(shapes.confidences < least / 100)).tolist())
+            assert set(numbers) == set(np.flatnonzero(~(shapes.rating[1] < least / 100)).tolist())
         picture = shown.screenshot()[:, 320:].astype(int)
         drawn.append((np.abs(picture - (0xEC, 0xEA, 0xE4)).max(axis=2) > 40).mean())
     assert drawn[0] > 1.3 * drawn[1] > 1.3 * drawn[2] > 0

@@ -20,6 +20,7 @@ from satmap.submissions.output_checks import (
     require_formats,
     require_outputs,
 )
+from satmap.tasks.calibration import require_calibration
 from satmap.weights.header import (
     CONTENT_KEY,
     TASK_CONTENT,
@@ -50,6 +51,7 @@ def check_prediction(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe) if options.recipe else recipe_of(files)
     require_formats(recipe.task, options.output, options.export)
     require_networks([file.path for file in choose(files, recipe)])
+    require_calibration(options.least_confidence, options.weights, options.out_of_fold)
 
 
 def check_mapping(options: argparse.Namespace) -> None:
@@ -65,6 +67,7 @@ def check_mapping(options: argparse.Namespace) -> None:
     for path in (options.output, *options.export):
         require_any_format(recipe.task, path)
     require_networks([file.path for file in choose(files, recipe)])
+    require_calibration(options.least_confidence, options.weights)
 
 
 def require_existing(*paths: Path) -> None:

@@ -214,6 +214,16 @@ def add_crs(sub: Parser) -> None:
     )
 
 
+def add_least_confidence(sub: Parser) -> None:
+    """Add the option for the least confidence of roads and buildings."""
+    sub.value(
+        "--least-confidence P",
+        share,
+        "leave out roads and buildings with a lower confidence, 0 to 1; they must be calibrated "
+        "(satmap confidence)",
+    )
+
+
 def add_maps(sub: Parser, default: str) -> None:
     """Add options for probability rasters; ``default`` describes the default task in the help."""
     sub.add_argument(

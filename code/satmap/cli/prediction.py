@@ -12,6 +12,7 @@ from satmap.cli.options import (
     add_crs,
     add_directories,
     add_images,
+    add_least_confidence,
     add_maps,
     add_networks,
     add_processes,
@@ -72,6 +73,7 @@ def add_predict(commands: Commands) -> None:
     )
     add_cache(predict, "with --out-of-fold and a recipe with tiles")
     add_view_angle(predict)
+    add_least_confidence(predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -113,6 +115,7 @@ def _predict(options: argparse.Namespace) -> int:
         command=options.arguments,
         view_angle=options.nadir,
         crs=options.crs,
+        least_confidence=options.least_confidence,
     )
     if not is_first_rank():
         return 0
@@ -197,6 +200,7 @@ def add_map(commands: Commands) -> None:
     )
     add_processes(map_)
     add_view_angle(map_)
+    add_least_confidence(map_)
 
 
 def _map(options: argparse.Namespace) -> int:
@@ -247,6 +251,7 @@ def _map(options: argparse.Namespace) -> int:
         gsd=options.gsd,
         crs=options.crs,
         views=options.views,
+        least_confidence=options.least_confidence,
     )
     done = map_sources(request)
     if not is_first_rank():
@@ -290,6 +295,13 @@ def add_vectorize(commands: Commands) -> None:
     )
     add_crs(vectorize)
     add_view_angle(vectorize)
+    vectorize.value(
+        "--confidence FILE",
+        Path,
+        "calibration of the networks that made the rasters (confidence.json beside their weights; "
+        "default: roads and buildings are uncalibrated)",
+    )
+    add_least_confidence(vectorize)
 
 
 def _vectorize(options: argparse.Namespace) -> int:
@@ -318,6 +330,11 @@ def _vectorize(options: argparse.Namespace) -> int:
     else:
         recipe = default_recipe(options.task or "roads")
     require_any_format(recipe.task, options.output)
+    if options.least_confidence is not None and options.confidence is None:
+        raise SatmapError(
+            "--least-confidence: without the calibration of the networks that made the rasters "
+            "(--confidence FILE), roads and buildings are uncalibrated."
+        )
     from satmap.prediction.vectorize import vectorize_directory
     from satmap.tasks.base import task_of
     from satmap.tasks.dense import DenseTask
@@ -332,6 +349,8 @@ def _vectorize(options: argparse.Namespace) -> int:
         workers=options.workers,
         view_angle=options.nadir,
         crs=options.crs,
+        calibration=options.confidence,
+        least_confidence=options.least_confidence,
     )
     return _report(options.output, done, "left empty")
 

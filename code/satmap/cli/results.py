@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_faults, report_warnings
-from satmap.cli.options import add_directories, add_images, add_units, count, metres, pixel_size
+from satmap.cli.options import (
+    add_directories,
+    add_images,
+    add_least_confidence,
+    add_units,
+    count,
+    metres,
+    pixel_size,
+)
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.io.text import printable
@@ -31,6 +39,7 @@ def add_score(commands: Commands) -> None:
     score.value("--plot DIR", Path, "draw the errors of the images with worst scores")
     score.value("--plots N", count, "number of pictures (default: %(default)s)", default=10)
     add_images(score, "images to draw on: rasters or directories, for --plot (default: white)")
+    add_least_confidence(score)
     add_units(score)
     score.value(
         "--metres-per-pixel M",
@@ -49,9 +58,12 @@ def _score(options: argparse.Namespace) -> int:
     Vector files are satmap's exports and labels in .gpkg, .geojson, .fgb, .parquet, .shp, .osm and
     .osm.pbf, in any reference system; or a directory with one GeoJSON per image.
 
-    --plot draws found, missed and false objects, with --crossings also crossings and false turns.
-    With --images they are drawn over the imagery: that of the same name, or for vector files that
-    at the same place.
+    If the roads or buildings of a vector file state their confidence, its calibration error and the
+    precision by coverage are printed, too; else it is called uncalibrated.
+
+    --plot draws found, missed and false objects, with --crossings also crossings and false turns,
+    and the reliability of confidences. With --images objects are drawn over the imagery: that of
+    the same name, or for vector files that at the same place.
 
     Examples:
       satmap score truth.csv out.csv --topo --crossings --per-image
@@ -63,9 +75,11 @@ def _score(options: argparse.Namespace) -> int:
     require_existing(options.truth, options.proposal, *options.images)
     if options.images and not options.plot:
         raise SatmapError("--images is for the pictures of --plot DIR, which is missing.")
+    from satmap.evaluation.metrics.reliability import Reliability
     from satmap.evaluation.score import score_files
     from satmap.report.overlay import write_misses
-    from satmap.report.panels import Units
+    from satmap.report.panels import Units, write_picture
+    from satmap.report.reliability import RELIABILITY_PICTURE, draw_reliability
     from satmap.report.table import score_table
 
     if options.plot:
@@ -77,6 +91,7 @@ def _score(options: argparse.Namespace) -> int:
         with_topo=options.topo,
         with_crossings=options.crossings,
         with_polygons=options.polygons,
+        least_confidence=options.least_confidence,
     )
     report_warnings(scoring.warnings)
     print(
@@ -88,6 +103,9 @@ def _score(options: argparse.Namespace) -> int:
         written = write_misses(
             options.plot, scoring, options.plots, options.images, Units(options.units)
         )
+        if isinstance(scoring.report.confidence, Reliability):
+            written.append(options.plot / RELIABILITY_PICTURE)
+            write_picture(written[-1], draw_reliability(scoring.report.confidence))
         print(f"{len(written)} pictures in {options.plot}", file=sys.stderr)
     return 0
 
@@ -144,6 +162,7 @@ def add_overlay(commands: Commands) -> None:
         "draw large maps in parts of at most this side, in metres (default: %(default)s)",
         default=465.0,
     )
+    add_least_confidence(overlay)
     add_units(overlay)
 
 
@@ -172,6 +191,7 @@ def _overlay(options: argparse.Namespace) -> int:
         options.truth,
         Units(options.units),
         options.part,
+        options.least_confidence,
     )
     print(f"{len(pictures)} pictures in {options.pictures}")
     return 0
@@ -185,6 +205,7 @@ def add_convert(commands: Commands) -> None:
     )
     convert.value("output OUT.csv", Path, "submission to write")
     add_directories(convert)
+    add_least_confidence(convert)
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -206,7 +227,9 @@ def _convert(options: argparse.Namespace) -> int:
         raise SatmapError(f"{options.output}: the name of the submission must end in .csv.")
     from satmap.submissions.convert import convert_to_csv
 
-    counts, faults = convert_to_csv(options.maps, options.output, options.directories)
+    counts, faults = convert_to_csv(
+        options.maps, options.output, options.directories, options.least_confidence
+    )
     report_faults(faults, "written as empty")
     print(f"{options.output}: {len(counts)} images, {sum(counts.values())} objects")
     return 0 if len(faults) < len(counts) else 1

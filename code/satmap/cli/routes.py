@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from satmap.cli.commands import Commands, Parser, report_warnings
+from satmap.cli.options import add_least_confidence
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable, write_text
 
@@ -87,6 +88,7 @@ def _add_network(sub: Parser) -> None:
     sub._negative_number_matcher = _PLACE
     sub.value("network NETWORK", Path, "vector file of roads")
     sub.value("start FROM", _place, "where to start: LON,LAT, in degrees")
+    add_least_confidence(sub)
 
 
 def _add_output(sub: Parser) -> None:
@@ -101,7 +103,7 @@ def _read(options: argparse.Namespace) -> Any:
         require_writable(options.output)
     from satmap.routing import read_network
 
-    network = read_network(options.network)
+    network = read_network(options.network, options.least_confidence)
     if network.assumed:
         report_warnings(
             [f"{network.assumed} roads state no speed; they get that of their class, or 20 mph"]

@@ -262,41 +262,51 @@ def add_confidence(commands: Commands) -> None:
     """Add ``confidence``."""
     confidence = commands.add("confidence", _confidence)
     confidence.value("submission OUT.csv", Path, "submission of `predict --out-of-fold`")
-    confidence.value("maps MAPS", Path, "directory of the probability maps of that run")
+    confidence.value(
+        "maps MAPS",
+        Path,
+        "directory of the probability maps of that run; cascades without maps need none",
+        nargs="?",
+    )
     add_weights(confidence)
     add_images(
         confidence, "directories of images and labels (default: those in the manifest of OUT.csv)"
     )
     add_cache(confidence, "with a recipe with tiles")
     add_judgement(confidence)
-    confidence.flag("--forest", "fit a random forest instead of boosted trees")
+    confidence.flag("--forest", "select buildings by a random forest instead of boosted trees")
+    confidence.flag(
+        "--no-selection", "only calibrate: keep the buildings that predict finds without a model"
+    )
 
 
 def _confidence(options: argparse.Namespace) -> int:
-    """Fit the model that selects and rates buildings, to out-of-fold probability maps.
+    """Fit the probability that a road or building is right, to an out-of-fold prediction.
 
     OUT.csv and MAPS come from one run on training images: `predict DIR... OUT.csv --out-of-fold
-    --probabilities MAPS`. The model (LightGBM, as text) is written beside the networks, and
-    `predict` uses it from then on. Without it, the confidence of a building is its mean probability
-    times the square root of its area.
+    --probabilities MAPS`. The calibration (confidence.json) is written beside the networks, and
+    `predict` and `map` use it from then on. Without it, roads and buildings are uncalibrated.
+    For buildings, a model that selects among their candidates (LightGBM, as text) is fitted first.
 
     Examples:
       satmap confidence fold.csv maps/ --weights weights
+      satmap confidence fold.csv maps/ --weights weights --no-selection
     """
     from satmap.cli.checks import require_existing
     from satmap.weights.members import find_weights
 
-    require_directories([options.maps])
+    if options.maps:
+        require_directories([options.maps])
     require_existing(options.submission)
     find_weights(options.weights)
-    from satmap.tasks.buildings.confidence_fit import fit_to_prediction
+    from satmap.tasks.confidence_fit import fit_to_prediction
 
-    path, summary, faults = fit_to_prediction(
+    fit = fit_to_prediction(
         options.submission, options.maps, options.weights, options.images, options.arguments,
-        options.cache, options.judgement, options.forest,
+        options.cache, options.judgement, options.forest, not options.no_selection,
     )  # fmt: skip
-    report_faults(faults, "left out of the fit")
-    print(f"{path}: {summary}")
+    report_faults(fit.faults, "left out of the fit")
+    print("\n".join(fit.lines))
     return 0
 
 

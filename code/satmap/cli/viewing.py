@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from satmap.cli.commands import Commands, report_warnings
+from satmap.cli.options import add_least_confidence
 from satmap.errors import SatmapError
 from satmap.io.files import require_writable
 from satmap.runtime.termination import Terminated
@@ -34,6 +35,7 @@ def add_view(commands: Commands) -> None:
     view.value("--html OUT.html", Path, "write one HTML file that opens offline; start no server")
     view.value("--port N", _port, "port of the local server (default: any free one)", default=0)
     view.flag("--no-browser", "only print the address, open no browser")
+    add_least_confidence(view)
 
 
 def _view(options: argparse.Namespace) -> int:
@@ -74,10 +76,10 @@ def _show(options: argparse.Namespace) -> None:
     from satmap.viewer.imagery import Imagery
     from satmap.viewer.page import make_page, write_page
 
-    data = read_results(options.results)
+    data = read_results(options.results, options.least_confidence)
     report_warnings([f"{path} holds no roads and no buildings" for path in data.empty])
     if options.truth:
-        data = compared(data, options.truth, options.results[0])
+        data = compared(data, options.truth, options.results[0], options.least_confidence)
     imagery = Imagery(options.images) if options.images else None
     if imagery is not None and not imagery.is_near(data.bounds):
         report_warnings(["the imagery is of another place than the roads or buildings"])

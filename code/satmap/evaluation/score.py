@@ -1,8 +1,9 @@
 """Score result files; their content selects the metric."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.apls import METRES_PER_PIXEL, aoi_of, score_roads
-from satmap.evaluation.metrics.building_f1 import score_buildings
+from satmap.evaluation.metrics.building_f1 import group_of, match_buildings, score_buildings
 from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.evaluation.metrics.crossings import CrossingScore, score_crossings
 from satmap.evaluation.metrics.figures import Figures, Report
 from satmap.evaluation.metrics.jaccard import score_masks
 from satmap.evaluation.metrics.polygons import with_polygon_scores
+from satmap.evaluation.metrics.reliability import Rated, Reliability, reliability
+from satmap.evaluation.metrics.right_roads import right_roads
 from satmap.evaluation.metrics.topo import TopoScore, topo
 from satmap.evaluation.metrics.turns import TurnScore, score_turns
 from satmap.submissions.buildings_csv import read_buildings_csv
@@ -30,6 +33,7 @@ from satmap.submissions.vector_maps import (
     read_map,
     read_road_maps,
 )
+from satmap.vectors.buildings import UNCALIBRATED
 from satmap.vectors.georeference import Georeference
 
 
@@ -76,6 +80,7 @@ def score_files(
     with_topo: bool = False,
     with_crossings: bool = False,
     with_polygons: bool = False,
+    least_confidence: float | None = None,
 ) -> Scoring:
     """Score a proposal with the metric of its challenge.
 
@@ -90,10 +95,14 @@ def score_files(
         with_topo: also score roads by TOPO.
         with_crossings: also score crossings of roads on different levels, and false turns.
         with_polygons: also score the outlines of buildings.
+        least_confidence: leave out objects of the proposal with a lower confidence; None to keep
+            all.
 
     Raises:
-        SatmapError: the files cannot be read, are of different kinds or have no image in common.
+        SatmapError: the files cannot be read, are of different kinds or have no image in common, or
+            the proposal states no confidences to compare.
     """
+    require_vectors(proposal, least_confidence)
     if added := find_format(truth):
         scoring: Scoring = added.score(truth, proposal)
         return scoring
@@ -121,11 +130,11 @@ def score_files(
             sides = Sides(read_buildings_csv(truth), read_buildings_csv(proposal))
             return _buildings(files, sides, with_polygons)
         case Format.VECTORS, Format.VECTORS if are_roads(truth, proposal):
-            true, found, grids = read_road_maps(truth, proposal, metres_per_pixel)
+            true, found, grids = read_road_maps(truth, proposal, metres_per_pixel, least_confidence)
             sides = Sides(true, found, metres_per_pixel, grids)
             return _roads(files, sides, with_topo, with_crossings)
         case Format.VECTORS, Format.VECTORS:
-            houses = read_building_maps(truth, proposal, metres_per_pixel)
+            houses = read_building_maps(truth, proposal, metres_per_pixel, least_confidence)
             sides = Sides(*houses[:2], metres_per_pixel, houses[2])
             return _buildings(files, sides, with_polygons)
         case Format.COCO_ANNOTATIONS, Format.COCO_RESULTS:
@@ -137,6 +146,23 @@ def score_files(
         f"{truth} is {kinds[0]} and {proposal} {kinds[1]}; they cannot be compared. "
         "Both must be of the same kind; COCO results need COCO annotations as truth."
     )
+
+
+def require_vectors(path: Path, least_confidence: float | None) -> None:
+    """Check that a least confidence is only asked of a vector file.
+
+    Raises:
+        SatmapError: it is asked of another file.
+    """
+    if least_confidence is None:
+        return
+    kind = "another format" if find_format(path) else detect(path)
+    if kind != Format.VECTORS:
+        raise SatmapError(
+            f"--least-confidence: {path} is {kind}, which is uncalibrated: the challenges' formats "
+            "hold no probabilities that objects are right. Give an export of the same roads or "
+            "buildings, such as .gpkg or .geojson."
+        )
 
 
 def _have_outlines(truth: Path, proposal: Path, kinds: tuple[Format, Format]) -> bool:
@@ -194,6 +220,7 @@ def _roads(
         report = _with_topo(report, truth, proposal, sides.metres_per_pixel)
     if with_crossings:
         report = _with_crossings(report, truth, proposal, sides.metres_per_pixel)
+    report = replace(report, confidence=rate_roads(sides))
     warnings = [_untimed(side, rows) for side, rows in (("truth", truth), ("proposal", proposal))]
     return Scoring(report, "apls_length", sides, tuple(filter(None, warnings)))
 
@@ -215,7 +242,77 @@ def _buildings(files: tuple[Path, Path], sides: Sides, with_polygons: bool) -> S
     report = score_buildings(sides.truth, sides.proposal)
     if with_polygons:
         report = with_polygon_scores(report, sides.truth, sides.proposal)
+    report = replace(report, confidence=rate_buildings(sides))
     return Scoring(report, "f1", sides)
+
+
+#: Names of the groups by size: of roads by length, of buildings by area.
+ROAD_SIZES = ("under 50 m", "50 to 150 m", "from 150 m")
+BUILDING_SIZES = ("under 50 m2", "50 to 200 m2", "from 200 m2")
+_ROAD_LIMITS_M, _BUILDING_LIMITS_M2 = (50.0, 150.0), (50.0, 200.0)
+
+
+def rate_roads(sides: Sides) -> Reliability | str:
+    """Return the reliability of the confidences of roads, in total, by length and by class.
+
+    Only images that are on both sides count. Without a confidence for every road, the result is
+    the word ``uncalibrated``.
+    """
+    confidences: list[float] = []
+    right: list[bool] = []
+    groups: list[tuple[str, ...]] = []
+    for image_id in sides.truth.keys() & sides.proposal.keys():
+        rows = sides.proposal[image_id]
+        confidences += [row.confidence for row in rows]
+        if not rows or isnan(sum(confidences)):
+            continue
+        true = [row.line for row in sides.truth[image_id]]
+        metres = sides.metres_per_pixel
+        right += right_roads(true, [row.line for row in rows], metres).tolist()
+        for row in rows:
+            length = float(np.hypot(*np.diff(row.line, axis=0).T).sum()) * metres
+            size = ROAD_SIZES[bisect_right(_ROAD_LIMITS_M, length)]
+            groups.append((size, *([f"class {row.road_class}"] if row.road_class else [])))
+    return _rated(confidences, right, groups, ROAD_SIZES)
+
+
+def rate_buildings(sides: Sides) -> Reliability | str:
+    """Return the reliability of the confidences of buildings, in total, by size and by area.
+
+    As for :func:`rate_roads`. Buildings that are too small for the score do not count.
+    """
+    confidences: list[float] = []
+    right: list[bool] = []
+    groups: list[tuple[str, ...]] = []
+    common = sides.truth.keys() & sides.proposal.keys()
+    areas = {group_of(image_id) for image_id in common}
+    for image_id in common:
+        rows = sides.proposal[image_id]
+        if isnan(sum(row.confidence for row in rows)):
+            return UNCALIBRATED
+        matches = match_buildings(sides.truth[image_id], rows)
+        for row, taken, counted in zip(
+            rows, matches.taken.tolist(), matches.counted.tolist(), strict=True
+        ):
+            if not counted:
+                continue
+            confidences.append(row.confidence)
+            right.append(taken >= 0)
+            size = bisect_right(_BUILDING_LIMITS_M2, row.polygon.area * sides.metres_per_pixel**2)
+            own = [group_of(image_id)] if len(areas) > 1 else []
+            groups.append((BUILDING_SIZES[size], *own))
+    return _rated(confidences, right, groups, BUILDING_SIZES)
+
+
+def _rated(
+    confidences: Sequence[float],
+    right: Sequence[bool],
+    groups: Sequence[Sequence[str]],
+    sizes: Sequence[str],
+) -> Reliability | str:
+    if not confidences or isnan(sum(confidences)):
+        return UNCALIBRATED
+    return reliability(Rated(np.array(confidences), np.array(right), groups), sizes)
 
 
 def _coco(truth: Path, results: Path) -> Scoring:

@@ -274,6 +274,7 @@ def _recompute(
     hardware = manifest.run.hardware
     on_cpu = sources.device == "auto" and hardware.device == "cpu"
     device = "cpu" if on_cpu else sources.device
+    least = manifest.least_confidence
     command = [
         *("predict", *(str(directory.resolve()) for directory in directories), str(output)),
         *("--recipe", str(recipe), "--weights", str(ensemble), "--device", device),
@@ -282,6 +283,7 @@ def _recompute(
         # Tiles are cut again, because those in the user's cache may have been altered.
         *(["--out-of-fold", "--cache", str(scratch / "cache")] if manifest.out_of_fold else []),
         *(["--nadir", manifest.view_angle] if manifest.view_angle else []),
+        *([] if least is None else ["--least-confidence", str(least)]),
     ]  # fmt: skip
     environment = dict(os.environ)
     if device == "cpu" or not torch.cuda.is_available():

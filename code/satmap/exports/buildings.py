@@ -19,7 +19,7 @@ from satmap.exports.gis_files import (
     write_features,
     write_layers,
 )
-from satmap.exports.osm_files import OsmData, write_osm
+from satmap.exports.osm_files import OsmData, confidence_tags, write_osm
 from satmap.exports.styles import BUILDINGS
 from satmap.io.geojson_reader import LON_LAT
 from satmap.vectors.buildings import (
@@ -34,7 +34,8 @@ _LAYER = GisLayer(
     "buildings",
     "Polygon",
     {"image_id": object}
-    | dict.fromkeys(("mean_probability", "expected_iou", "area_m2"), np.float64),
+    | dict.fromkeys(("mean_probability", "expected_iou", "confidence"), np.float64)
+    | {"calibration": object, "area_m2": np.float64},
     BUILDINGS,
 )
 
@@ -75,9 +76,11 @@ def export_buildings(
             )
         case suffix if suffix in OSM_SUFFIXES:
             data = OsmData()
-            for _, polygons in _placed(images(), LON_LAT, problems):
-                for polygon in _rounded_to_grid(polygons):
-                    data.add_area(polygon, {"building": "yes"})
+            for image, polygons in _placed(images(), LON_LAT, problems):
+                outlines = _rounded_to_grid(polygons)
+                for polygon, building in zip(outlines, image.buildings, strict=True):
+                    tags = {"building": "yes"} | confidence_tags(building.confidence)
+                    data.add_area(polygon, tags)
             write_osm(path, data)
         case _:
             system = crs or common_system((i.georeference, len(i.buildings)) for i in images())

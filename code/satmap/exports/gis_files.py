@@ -32,6 +32,7 @@ SHORT_NAMES = {
     "travel_time_s": "time_s",
     "mean_probability": "mean_prob",
     "expected_iou": "exp_iou",
+    "calibration": "calibrat",
 }
 
 # A fixed date instead of the current one, so that the same roads give the same bytes.

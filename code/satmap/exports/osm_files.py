@@ -21,6 +21,9 @@ from satmap.io.files import atomic_path
 # OpenStreetMap's servers refuse longer ways.
 _MOST_NODES = 2000
 
+#: Tag of the probability that a road or building is right.
+CONFIDENCE_TAG = "satmap:confidence"
+
 Tags = Mapping[str, str]
 
 
@@ -70,6 +73,11 @@ class OsmData:
             self.relations.append((members, {"type": "multipolygon", **tags}))
 
 
+def confidence_tags(confidence: float | None) -> dict[str, str]:
+    """Return the tag of a calibrated confidence; none if it is not calibrated."""
+    return {} if confidence is None else {CONFIDENCE_TAG: f"{confidence:.3f}"}
+
+
 def write_osm(path: Path, data: OsmData) -> None:
     """Write OpenStreetMap data, atomically: PBF if the suffix is ``.pbf``, else XML.
 
@@ -116,7 +124,7 @@ def _write_pbf(temporary: Path, path: Path, data: OsmData) -> None:
     # bytes suffice without compression.
     references = sum(len(nodes) for nodes, _ in data.ways)
     temporary.write_bytes(
-        bytes(12 * len(data.places) + 5 * references + 64 * len(data.ways) + 8192)
+        bytes(12 * len(data.places) + 5 * references + 80 * len(data.ways) + 8192)
     )
 
     def ids(numbers: Sequence[int]) -> list[int]:

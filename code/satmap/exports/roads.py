@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from satmap.errors import SatmapError
 from satmap.exports import OSM_SUFFIXES
 from satmap.exports.gis_files import GisLayer, rounded_degrees, write_features, write_layers
-from satmap.exports.osm_files import OsmData, write_osm
+from satmap.exports.osm_files import OsmData, confidence_tags, write_osm
 from satmap.exports.styles import ROADS_BY_SPEED
 from satmap.io.files import atomic_path
 from satmap.io.geojson_reader import LON_LAT
@@ -35,7 +35,10 @@ _ROADS = GisLayer(
     {"image_id": object, "u": np.int64, "v": np.int64, "highway": object, "maxspeed": object}
     | dict.fromkeys(("speed_kmh", "speed_mph"), np.float64)
     | {"speed_source": object}
-    | dict.fromkeys(("length_m", "travel_time_s", "width_m", "mean_probability"), np.float64),
+    | dict.fromkeys(
+        ("length_m", "travel_time_s", "width_m", "mean_probability", "confidence"), np.float64
+    )
+    | {"calibration": object},
     ROADS_BY_SPEED,
 )
 _JUNCTIONS = GisLayer(
@@ -211,7 +214,7 @@ _GRAPHML_KEYS = {
     "edge": (
         "osmid", "oneway", "reversed", "length", "speed_kph", "travel_time", "geometry",
         "image_id", "highway", "maxspeed", "speed_kmh", "speed_mph", "speed_source", "length_m",
-        "travel_time_s", "width_m", "mean_probability",
+        "travel_time_s", "width_m", "mean_probability", "confidence", "calibration",
     ),
 }  # fmt: skip
 
@@ -249,6 +252,7 @@ def _osm_data(placed: _Placed) -> OsmData:
                 "highway": str(known["highway"]), "maxspeed": str(known["maxspeed"]),
                 "source:maxspeed": edge.speed_source,
             }  # fmt: skip
+            tags |= confidence_tags(edge.confidence)
             if edge.width_m is not None:
                 tags |= {"width": f"{edge.width_m:.1f}", "source:width": "estimated"}
             start, end = (numbers[node] for node in edge.nodes)

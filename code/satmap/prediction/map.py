@@ -37,7 +37,14 @@ from satmap.prediction.map_rasters import (
     stretched_layers,
 )
 from satmap.prediction.outputs import PredictionReport, found_nothing
-from satmap.prediction.plan import Plan, Request, Tile, ensemble_of, fingerprint_of
+from satmap.prediction.plan import (
+    Plan,
+    Request,
+    Tile,
+    describe_models,
+    ensemble_of,
+    fingerprint_of,
+)
 from satmap.prediction.run import run
 from satmap.prediction.stretches import KeptStretches
 from satmap.provenance.manifest import (
@@ -181,7 +188,7 @@ def map_sources(request: MapRequest) -> PredictionReport:
 
 def _plan(request: MapRequest) -> MapPlan:
     """Find networks and rasters, compute the stretches, and print a summary on stdout."""
-    files, recipe, task, rating_model = ensemble_of(request)
+    files, recipe, task, models = ensemble_of(request)
     # Scenes have slanted edges, at which networks mistake black for ground.
     changes: dict[str, Any] = {"gaps": "mirror"}
     if request.views:
@@ -221,18 +228,20 @@ def _plan(request: MapRequest) -> MapPlan:
         tiles += _tiles(map_id, mosaic, blocks, seen, len(tiles), request, task)
     _require_fitting_outputs(request, task, mosaics, [tile.chip for tile in tiles])
     print(f"{counted(len(tiles), 'block')}; {describe_networks(files, recipe)}", flush=True)
+    if task.confidence_features():
+        print("\n".join(describe_models(models, task.noun)), flush=True)
     options = [request.bands, request.priority, request.stretch, gsd, side, context]
     return MapPlan(
         recipe,
         task,
         tuple(files),
-        rating_model,
+        models,
         None,
         {tile.chip.image_id: tile.chip.image_id for tile in tiles},
         tuple(tiles),
         faults,
         tuple(warnings),
-        json.dumps([fingerprint_of(recipe, files, rating_model, request, None), options]),
+        json.dumps([fingerprint_of(recipe, files, models, request, None), options]),
         mosaics,
         tuple(names),
         kept,
@@ -321,7 +330,8 @@ def _finish(
     records = {}
     for map_id, mosaic in plan.mosaics.items():
         size = mosaic.height, mosaic.width
-        records[map_id] = plan.task.join_blocks(map_id, size, blocks[map_id], mosaic.georeference)
+        joined = plan.task.join_blocks(map_id, size, blocks[map_id], mosaic.georeference)
+        records[map_id] = plan.task.keep_confident(joined, request.least_confidence)
     counts = {
         map_id: plan.task.count(record) for map_id, record in records.items() if blocks[map_id]
     }
@@ -358,6 +368,7 @@ def _write_manifest(
     records = dict(zip(map(str, local), in_threads(record_file, local), strict=True))
     facts = {
         "recipe": record_recipe(plan.recipe, content=True),
+        "least_confidence": request.least_confidence,
         "weights": weights,
         "sources": records,
         "addresses": tuple(public_address(source.name) for source in sources if source.is_remote),

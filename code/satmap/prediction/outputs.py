@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from satmap.data.chip import record_images
@@ -23,6 +22,7 @@ from satmap.provenance.manifest import (
     record_recipe,
     write_manifest,
 )
+from satmap.tasks.result_decoders import FittedModels
 from satmap.weights.members import WeightFile
 
 
@@ -56,16 +56,14 @@ def found_nothing(noun: str) -> str:
 
 
 def record_weights(plan: Plan) -> tuple[FileRecord, ...]:
-    """Record the weight files of the ensemble, and the confidence model with its manifest.
+    """Record the weight files of the ensemble, and the models fitted to it with their manifests.
 
     Raises:
-        SatmapError: a file cannot be read, or the confidence model was fitted to other networks.
+        SatmapError: a file cannot be read, or a model was fitted to other networks.
     """
     networks = record_networks(plan.files)
-    if plan.rating_model is None:
-        return networks
-    check_rating_model(plan.rating_model, networks)
-    own = (plan.rating_model, manifest_path(plan.rating_model))
+    check_models(plan.models, networks)
+    own = [file for path in plan.models.files for file in (path, manifest_path(path))]
     return networks + tuple(in_threads(record_file, own))
 
 
@@ -75,19 +73,23 @@ def record_networks(files: Sequence[WeightFile]) -> tuple[FileRecord, ...]:
     return tuple(in_threads(record_file, paths))
 
 
-def check_rating_model(rating_model: Path, networks: Sequence[FileRecord]) -> None:
-    """Check that a confidence model was fitted to these networks.
+def check_models(models: FittedModels, networks: Sequence[FileRecord]) -> None:
+    """Check that models were fitted to these networks, and the calibration to the selection.
 
     Raises:
-        SatmapError: it was fitted to others, or its manifest cannot be read.
+        SatmapError: one was fitted to others, or its manifest cannot be read.
     """
-    fitted = read_manifest(rating_model)
-    fitted_to = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
-    if {record.sha256 for record in fitted_to} != {record.sha256 for record in networks}:
-        raise SatmapError(
-            f"{rating_model} was fitted to the probability maps of other networks than these "
-            f"{len(networks)}. Fit it again (`satmap confidence`), or move it elsewhere."
-        )
+    known = {record.sha256 for record in networks}
+    for path in models.files:
+        fitted = read_manifest(path)
+        fitted_to = fitted.starts_from if isinstance(fitted, WeightsManifest) else ()
+        if {record.sha256 for record in fitted_to} != known:
+            raise SatmapError(
+                f"{path} was fitted to the probability maps of other networks than these "
+                f"{len(networks)}. Fit it again (`satmap confidence`), or move it elsewhere."
+            )
+        # The calibration is for the buildings that the selection model chooses.
+        known.add(record_file(path).sha256)
 
 
 def write_submission_manifest(
@@ -111,6 +113,7 @@ def write_submission_manifest(
         "seeds": {"recipe": plan.recipe.seed},
         "out_of_fold": request.out_of_fold,
         "view_angle": str(request.view_angle) if request.view_angle else None,
+        "least_confidence": request.least_confidence,
         "directories": tuple(map(str, request.directories)),
         "weights_directory": str(request.weights),
         "weights": weights,
@@ -157,10 +160,14 @@ def write_outputs(
         for tile in plan.tiles
         if tile.key in journal.finished
     }
-    counts = plan.task.write(request.output, list(plan.ids.values()), keys, journal.found)
+
+    def found(key: str) -> Any:
+        return plan.task.keep_confident(journal.found(key), request.least_confidence)
+
+    counts = plan.task.write(request.output, list(plan.ids.values()), keys, found)
 
     def images() -> Iterator[Any]:
-        return (journal.found(key) for key in keys.values())
+        return (found(key) for key in keys.values())
 
     problems = {path: plan.task.export(path, images, request.crs) for path in request.exports}
     return counts, [

@@ -24,7 +24,10 @@ from satmap.rasters.map_store import MapStore
 from satmap.recipes.schema import Recipe, load_recipe
 from satmap.submissions.output_checks import require_formats
 from satmap.tasks.base import PreparedImage, Task, task_of
+from satmap.tasks.calibration import require_calibration
 from satmap.tasks.dense import DenseTask
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
+from satmap.vectors.buildings import UNCALIBRATED
 from satmap.weights.members import (
     WeightFile,
     choose,
@@ -116,6 +119,7 @@ class Request:
     started: str = field(default_factory=now)
     view_angle: ViewAngle | None = None
     crs: str | None = None
+    least_confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Plan:
         recipe: the recipe to predict with.
         task: the task of the recipe.
         files: weight files of the ensemble.
-        rating_model: second-level model of these networks, if there is one.
+        models: the models that were fitted to these networks' mistakes.
         held_out: for each file the images that its training held out; None if not out of fold.
         ids: image id to the id in the output file, for every image, in the order of the file.
         tiles: the images that can be read.
@@ -138,7 +142,7 @@ class Plan:
     recipe: Recipe
     task: Task
     files: tuple[WeightFile, ...]
-    rating_model: Path | None
+    models: FittedModels
     held_out: tuple[frozenset[str], ...] | None
     ids: dict[str, str]
     tiles: tuple[Tile, ...]
@@ -169,22 +173,22 @@ class Plan:
 
     def result_decoder(self, tile: Tile) -> Any:
         """Return the decoder that turns the prediction of an image into its result."""
-        return self.task.result_decoder(tile.chip, self.rating_model)
+        return self.task.result_decoder(tile.chip, self.models)
 
     def rasters(self, index: int, maps: Path | None) -> list[Path]:
         """Return the file for a tile's probability maps in ``maps``; none if ``maps`` is None."""
         return [maps / f"{self.ids[self.tiles[index].chip.image_id]}.tif"] if maps else []
 
 
-def ensemble_of(request: Request) -> tuple[list[WeightFile], Recipe, Task, Path | None]:
+def ensemble_of(request: Request) -> tuple[list[WeightFile], Recipe, Task, FittedModels]:
     """Choose the networks of a request.
 
     Returns:
-        The weight files, the recipe, its task, and the rating model of these networks, if there is
-        one.
+        The weight files, the recipe, its task, and the models that were fitted to these networks.
 
     Raises:
-        SatmapError: there are no weights, or they do not fit together or to the recipe.
+        SatmapError: there are no weights, they do not fit together or to the recipe, or a least
+            confidence is asked of uncalibrated networks.
     """
     files = find_weights(request.weights)
     recipe = load_recipe(request.recipe_name) if request.recipe_name else recipe_of(files)
@@ -192,9 +196,17 @@ def ensemble_of(request: Request) -> tuple[list[WeightFile], Recipe, Task, Path 
     task = task_of(recipe)
     for file in files:
         task.check_weights(file)
-    # The rating model has seen the truth of training images, so out of fold it is not used.
-    rating_model = None if request.out_of_fold else task.find_rating_model(request.weights)
-    return list(files), recipe, task, rating_model
+    # The models have seen the truth of training images, so out of fold they are not used.
+    models = NO_MODELS if request.out_of_fold else task.find_models(request.weights)
+    require_calibration(request.least_confidence, request.weights, request.out_of_fold)
+    return list(files), recipe, task, models
+
+
+def describe_models(models: FittedModels, noun: str) -> list[str]:
+    """Return what the fitted models do, for the user, one line each."""
+    lines = [f"{noun} chosen and rated by {models.selection.name}"] if models.selection else []
+    by = f"calibrated by {models.calibration.name}" if models.calibration else UNCALIBRATED
+    return [*lines, f"confidence: {by}"]
 
 
 def make_plan(request: Request) -> Plan:
@@ -204,7 +216,7 @@ def make_plan(request: Request) -> Plan:
         SatmapError: there are no images, no weights, or no image that was held out, or an output
             has an unknown suffix.
     """
-    files, recipe, task, rating_model = ensemble_of(request)
+    files, recipe, task, models = ensemble_of(request)
     require_formats(recipe.task, request.output, request.exports)
     if request.maps and not task.map_names:
         raise SatmapError(
@@ -218,8 +230,8 @@ def make_plan(request: Request) -> Plan:
     _require_categories(inventory, task)
     print(inventory.summary(), flush=True)
     print(describe_networks(files, recipe), flush=True)
-    if rating_model:
-        print(f"{task.noun} chosen and rated by {rating_model.name}", flush=True)
+    if task.confidence_features():
+        print("\n".join(describe_models(models, task.noun)), flush=True)
     warnings = [*inventory.warnings, *_pixel_size_warnings(inventory.chips, task, files)]
     held_out = None
     image_ids = list(inventory.long_ids)
@@ -238,13 +250,13 @@ def make_plan(request: Request) -> Plan:
         recipe,
         task,
         tuple(files),
-        rating_model,
+        models,
         None if held_out is None else tuple(held_out),
         ids,
         tuple(tiles),
         {name: fault for name, fault in inventory.faults.items() if name in ids},
         tuple(warnings),
-        fingerprint_of(recipe, files, rating_model, request, held_out),
+        fingerprint_of(recipe, files, models, request, held_out),
     )
 
 
@@ -315,12 +327,12 @@ def _held_out_ids(
 def fingerprint_of(
     recipe: Recipe,
     files: Sequence[WeightFile],
-    rating_model: Path | None,
+    models: FittedModels,
     request: Request,
     held_out: Sequence[frozenset[str]] | None,
 ) -> str:
     """Return a text that must match to reuse the finished images of a stopped run."""
-    paths = [file.path for file in files] + ([rating_model] if rating_model else [])
+    paths = [*(file.path for file in files), *models.files]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     folds = None if held_out is None else [sorted(images) for images in held_out]
     maps = request.maps and str(request.maps.resolve())

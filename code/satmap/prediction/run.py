@@ -53,6 +53,7 @@ def predict(
     command: Sequence[str] = (),
     view_angle: ViewAngle | None = None,
     crs: str | None = None,
+    least_confidence: float | None = None,
 ) -> PredictionReport:
     """Predict every image of the directories and write the submission with its manifest.
 
@@ -84,6 +85,7 @@ def predict(
         command: satmap's arguments, for the manifest.
         view_angle: off-nadir angle, for images whose names lack it.
         crs: reference system of the exports, as for :meth:`satmap.tasks.base.Task.export`.
+        least_confidence: leave out objects with a lower confidence; None to keep all.
 
     Returns:
         The result, under ``torchrun`` the same in every process.
@@ -95,6 +97,7 @@ def predict(
     request = Request(
         tuple(directories), output, weights, str(device), recipe_name, maps, tuple(exports),
         out_of_fold, cache, workers, tuple(command), view_angle=view_angle, crs=crs,
+        least_confidence=least_confidence,
     )  # fmt: skip
     require_outputs(output, exports)
     if maps:

@@ -19,6 +19,7 @@ from satmap.rasters.map_files import find_map_files, open_map_file
 from satmap.runtime.workers import BoundedPool
 from satmap.submissions.output_checks import require_any_format, require_map_output
 from satmap.tasks.dense import DenseTask
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 
 # Rasters per worker that are being decoded or waiting.
 _AHEAD = 2
@@ -32,6 +33,8 @@ def vectorize_directory(
     workers: int = 0,
     view_angle: ViewAngle | None = None,
     crs: str | None = None,
+    calibration: Path | None = None,
+    least_confidence: float | None = None,
 ) -> PredictionReport:
     """Vectorise every probability raster under a directory and write one file.
 
@@ -50,9 +53,12 @@ def vectorize_directory(
         workers: processes that vectorise; 0 uses this process.
         view_angle: off-nadir angle, for images whose names lack it.
         crs: reference system of an export, as for :meth:`satmap.tasks.base.Task.export`.
+        calibration: file that confidences are computed with; None for none.
+        least_confidence: leave out objects with a lower confidence; None to keep all.
 
     Raises:
-        SatmapError: no rasters, two for one image, an unknown suffix, a worker that was killed.
+        SatmapError: no rasters, two for one image, an unknown suffix, a worker that was killed, or
+            a calibration for other objects.
         CannotWriteError: ``output`` cannot be written, or holds something else.
     """
     if workers < 0:
@@ -63,9 +69,10 @@ def vectorize_directory(
     metres = task.default_metres_per_pixel or 1.0
     chips, faults = _describe(paths, task, metres, view_angle)
     task.check_outputs(output, [*chips.values()])
+    models = _models(task, calibration)
     neighbours = _find_neighbours(chips, task)
     with (
-        Journal(output, _fingerprint(task, paths, view_angle), task) as journal,
+        Journal(output, _fingerprint(task, paths, view_angle, models), task) as journal,
         BoundedPool(workers, workers * _AHEAD) as pool,
     ):
         for name, chip in track(chips.items(), "vectorising", len(chips)):
@@ -81,24 +88,39 @@ def vectorize_directory(
                     faults[name] = error_text(error, chip.image.path)
 
             try:
-                decode = task.result_decoder(chip).decode_file
+                decode = task.result_decoder(chip, models).decode_file
             except SatmapError as error:
                 faults[name] = str(error)
                 continue
             pool.submit(done, decode, chip.image.path, neighbours[name], check_scale=True)
         pool.finish()
         keys = {name: name for name in paths if name in journal.finished}
+
+        def found(key: str) -> Any:
+            return task.keep_confident(journal.found(key), least_confidence)
+
         if output.suffix.lower() in task.export_suffixes:
-            faults |= task.export(output, lambda: map(journal.found, keys.values()), crs)
+            faults |= task.export(output, lambda: map(found, keys.values()), crs)
             exported = {name: key for name, key in keys.items() if name not in faults}
-            counts = {name: task.count(journal.found(key)) for name, key in exported.items()}
+            counts = {name: task.count(found(key)) for name, key in exported.items()}
         else:
-            counts = task.write(output, list(paths), keys, journal.found)
+            counts = task.write(output, list(paths), keys, found)
         journal.remove()
     # Workers finish in any order.
     faults = {name: faults[name] for name in paths if name in faults}
     counts = {name: counts.get(name, 0) for name in paths}
     return PredictionReport(task.noun, counts, faults, _warnings(task, chips, faults))
+
+
+def _models(task: DenseTask, calibration: Path | None) -> FittedModels:
+    if calibration is None:
+        return NO_MODELS
+    if not calibration.is_file():
+        raise SatmapError(f"{calibration} is not a file. Give the confidence.json of the networks.")
+    found = task.find_calibration(calibration)
+    if found is None:
+        raise SatmapError(f"{calibration}: {task.noun} have no confidence.")
+    return FittedModels(calibration=found)
 
 
 def _describe(
@@ -149,12 +171,15 @@ def _warnings(
     )
 
 
-def _fingerprint(task: DenseTask, paths: Mapping[str, Path], view_angle: ViewAngle | None) -> str:
+def _fingerprint(
+    task: DenseTask, paths: Mapping[str, Path], view_angle: ViewAngle | None, models: FittedModels
+) -> str:
     """Return a digest that must match to reuse the finished images of a stopped run."""
     files = [
         [name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for name, path in paths.items()
         if path.is_file()
     ]
-    text = json.dumps([task.recipe.model_dump_json(), files, str(view_angle)])
+    fitted = [path.read_text(encoding="utf-8") for path in models.files]
+    text = json.dumps([task.recipe.model_dump_json(), files, str(view_angle), fitted])
     return hashlib.sha256(text.encode()).hexdigest()

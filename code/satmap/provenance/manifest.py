@@ -129,9 +129,10 @@ class SubmissionManifest(Manifest):
         seeds: seeds by name. Prediction is not random; the recipe's seed assigns the folds.
         out_of_fold: whether each image was predicted only by networks that had held it out.
         view_angle: off-nadir angle of images whose names lack it, as given with ``--nadir``.
+        least_confidence: objects with a lower confidence were left out; None if none were.
         directories: directories of the images, as given.
-        weights: the networks of the ensemble, duplicate files of them, and the confidence model of
-            buildings with its manifest, if one was used.
+        weights: the networks of the ensemble, duplicate files of them, and the models of
+            `satmap confidence` with their manifests, if there were any.
         images: file by image id and product.
         skipped: reason by image id, for images that could not be predicted.
         learning: whether a network has learned from test images or from these images, without
@@ -144,6 +145,7 @@ class SubmissionManifest(Manifest):
     seeds: dict[str, int]
     out_of_fold: bool
     view_angle: str | None = None
+    least_confidence: float | None = None
     directories: tuple[str, ...]
     weights_directory: str
     weights: tuple[FileRecord, ...]
@@ -159,6 +161,7 @@ class MapManifest(Manifest):
 
     Attributes:
         recipe: the recipe with its content.
+        least_confidence: as in :class:`SubmissionManifest`.
         weights: as in :class:`SubmissionManifest`.
         sources: record of each file that was mapped, by name.
         addresses: URLs that were mapped.
@@ -170,6 +173,7 @@ class MapManifest(Manifest):
 
     kind: Literal["map"] = "map"
     recipe: RecipeRecord
+    least_confidence: float | None = None
     weights: tuple[FileRecord, ...]
     sources: dict[str, FileRecord]
     addresses: tuple[str, ...]

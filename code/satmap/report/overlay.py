@@ -15,7 +15,7 @@ import shapely
 from satmap.errors import SatmapError
 from satmap.evaluation.metrics.coco_ap import match_masks
 from satmap.evaluation.metrics.figures import Figures
-from satmap.evaluation.score import Scoring, Sides, are_roads, score_files
+from satmap.evaluation.score import Scoring, Sides, are_roads, require_vectors, score_files
 from satmap.io.progress import track
 from satmap.io.text import natural_key
 from satmap.report.imagery import Imagery
@@ -121,6 +121,7 @@ def write_overlays(
     truth: Path | None = None,
     units: Units = Units.KMH,
     part_m: float = PART_M,
+    least_confidence: float | None = None,
 ) -> list[Path]:
     """Draw a submission over all of its images.
 
@@ -136,6 +137,7 @@ def write_overlays(
         truth: as for :func:`satmap.evaluation.score.score_files`.
         units: of speeds and lengths.
         part_m: largest side of a part of a large map, metres.
+        least_confidence: leave out objects with a lower confidence; None to keep all.
 
     Returns:
         The files written. Images that cannot be read are skipped.
@@ -145,15 +147,16 @@ def write_overlays(
             be drawn.
         CannotWriteError: a picture cannot be written.
     """
+    require_vectors(submission, least_confidence)
     if added := find_format(submission):
         return added.draw(submission, directories, pictures, truth)
     figures: Mapping[str, Figures] = {}
     if truth:
-        scoring = score_files(truth, submission)
+        scoring = score_files(truth, submission, least_confidence=least_confidence)
         metric, sides, figures = scoring.report.metric, scoring.sides, scoring.report.images
         assert sides is not None, "only formats of other packages have none"
     else:
-        metric, sides = _read(submission)
+        metric, sides = _read(submission, least_confidence)
     imagery = Imagery(directories)
     ids = sorted({str(key) for side in _both(sides) for key in side}, key=natural_key)
     ids = _require_images(ids, sides, imagery, directories, str(submission))
@@ -321,7 +324,7 @@ def _compared(
     )
 
 
-def _read(submission: Path) -> tuple[str, Sides]:
+def _read(submission: Path, least: float | None) -> tuple[str, Sides]:
     """Read a submission without truth; also returns the name of the metric of its kind."""
     match kind := detect(submission):
         case Format.ROADS_CSV:
@@ -333,10 +336,12 @@ def _read(submission: Path) -> tuple[str, Sides]:
         case Format.MASKS:
             return "jaccard", Sides(None, find_masks(submission))
         case Format.VECTORS if are_roads(submission, submission):
-            _, roads, grids = read_road_maps(submission, submission, Sides.metres_per_pixel)
+            _, roads, grids = read_road_maps(submission, submission, Sides.metres_per_pixel, least)
             return "apls", Sides(None, roads, grids=grids)
         case Format.VECTORS:
-            _, found, grids = read_building_maps(submission, submission, Sides.metres_per_pixel)
+            _, found, grids = read_building_maps(
+                submission, submission, Sides.metres_per_pixel, least
+            )
             return "building_f1", Sides(None, found, grids=grids)
     raise SatmapError(
         f"{submission} is {kind}, which can only be drawn with --truth. Without it satmap draws "

@@ -1,6 +1,7 @@
 """Format scores as a text table."""
 
 from satmap.evaluation.metrics.figures import Figures, Report
+from satmap.evaluation.metrics.reliability import Reliability
 from satmap.io.text import padded
 
 # Figures with a column, and their headings.
@@ -45,7 +46,7 @@ def score_table(report: Report, images: bool = False) -> str:
     """Return a table with one line per area and a total; ``images`` adds one line per image.
 
     If some images are in only one file, the last lines say so. If the metric leaves them out, they
-    also give the total that counts them.
+    also give the total that counts them. Tables of the confidences follow, if there are any.
     """
     keys = [key for key in _HEADINGS if key in report.total]
     rows = [("", *(_HEADINGS[key] for key in keys))]
@@ -67,7 +68,35 @@ def score_table(report: Report, images: bool = False) -> str:
             "The total above leaves them out, as the official scorer does. Counted as missed or "
             f"false, they give: {figures}"
         )
+    if isinstance(report.confidence, Reliability):
+        lines += ["", *reliability_tables(report.confidence)]
+    elif report.confidence is not None:
+        lines.append(f"confidence: {report.confidence}")
     return "\n".join(lines)
+
+
+def reliability_tables(found: Reliability) -> list[str]:
+    """Return the lines of three tables: by group, by bin of confidence, and by coverage."""
+    groups = {"all": found, **found.groups}
+    rows = [("confidence", "objects", "mean", "right", "calibration error")]
+    rows += [
+        (name, str(its.count), _cell(its.confidence), _cell(its.right), _cell(its.error))
+        for name, its in groups.items()
+    ]
+    bins = [("bin", "objects", "mean", "right")]
+    bins += [
+        (f"{its.low:.1f} to {its.high:.1f}", str(its.count), _cell(its.confidence),
+         _cell(its.right))
+        for its in found.bins
+    ]  # fmt: skip
+    kept = [("coverage", "least confidence", "precision", "risk")]
+    kept += [
+        (f"{its.coverage:.1f}", _cell(its.least_confidence), _cell(its.precision), _cell(its.risk))
+        for its in found.coverage
+    ]
+    tables = [padded(table, right=True) for table in (rows, bins, kept)]
+    joined = [["  ".join(row) for row in table] for table in tables]
+    return [*joined[0], "", *joined[1], "", *joined[2]]
 
 
 def _row(name: str, figures: Figures, keys: list[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ The writer therefore cleans its input and never writes such a row. The reader ac
 in circulation. The validator reports every row that either scorer would reject, drop or misread.
 """
 
+import math
 import re
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -62,13 +63,17 @@ class BuildingRow:
     Attributes:
         polygon: x = column and y = row in pixels; a multi-polygon is one building. It may be
             invalid if it was read from a file.
-        confidence: higher is more certain; 1 if the file does not give it.
+        score: what the scorers rank by, higher is more certain; 1 if the file does not give it. It
+            is the CSV's column Confidence.
         building_id: id in the file; the writer assigns new ids.
+        confidence: probability that the building is right, 0..1, which a CSV does not hold; NaN if
+            it is not calibrated.
     """
 
     polygon: shapely.Polygon | shapely.MultiPolygon
-    confidence: float = 1.0
+    score: float = 1.0
     building_id: str = ""
+    confidence: float = math.nan
 
 
 def canonical_id(image_id: str) -> str:
@@ -109,7 +114,7 @@ def write_buildings_csv(path: Path, rows_by_image: Mapping[str, Sequence[Buildin
 def _lines(image_id: str, rows: Sequence[BuildingRow]) -> list[str]:
     """Return the lines of the polygons that the scorers keep."""
     # Adding zero turns -0.0 into 0.0, which prints without a sign.
-    confidences = [float(row.confidence) + 0.0 for row in rows]
+    confidences = [float(row.score) + 0.0 for row in rows]
     if not np.isfinite(confidences).all():
         raise ValueError(f"{image_id}: a confidence is not finite")
     whole = np.array([row.polygon for row in rows], np.object_)

@@ -508,5 +508,5 @@ def detections_of(buildings: Sequence[Building], size: tuple[int, int]) -> list[
             continue
         inside = shapely.transform(polygon, lambda xy, corner=(left, top): xy - corner)
         mask = rasterio.features.rasterize([(inside, 1)], (bottom - top, right - left))
-        drawn.append(Detection(mask.astype("uint8"), (left, top), building.confidence))
+        drawn.append(Detection(mask.astype("uint8"), (left, top), building.score))
     return drawn

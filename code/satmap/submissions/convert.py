@@ -16,7 +16,10 @@ from satmap.submissions.vector_maps import Side, buildings_in, by_image, roads_i
 
 
 def convert_to_csv(
-    maps: Path, output: Path, directories: Sequence[Path]
+    maps: Path,
+    output: Path,
+    directories: Sequence[Path],
+    least_confidence: float | None = None,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Write the roads CSV or the buildings CSV of a map, in the pixels of its images.
 
@@ -27,6 +30,7 @@ def convert_to_csv(
             whose features state their ``image_id`` or else belong to every image that they lie on.
         output: the CSV file.
         directories: directories of the challenge's images.
+        least_confidence: leave out objects with a lower confidence; None to keep all.
 
     Returns:
         Number of objects by image id; and image id to the reason, for images that are empty in the
@@ -34,14 +38,15 @@ def convert_to_csv(
 
     Raises:
         SatmapError: a file cannot be read, the map holds neither roads nor buildings, or has none
-            of the images.
+            of the images, or an object has no confidence to compare.
         CannotWriteError: ``output`` cannot be written.
     """
-    side = by_image(maps)
+    side = by_image(maps, least_confidence)
     collections = (read() for read in side.values())
     first = next((c for c in collections if c.lines or c.surfaces), None)
     if first is None:
-        raise SatmapError(f"{maps} contains no line or polygon.")
+        sure = "" if least_confidence is None else f" with a confidence of {least_confidence:g}"
+        raise SatmapError(f"{maps} contains no line or polygon{sure}.")
     find: Callable[[Sequence[Path]], Inventory]
     inside: Callable[..., list[Any]]
     write: Callable[[Path, Mapping[str, Sequence[Any]]], None]

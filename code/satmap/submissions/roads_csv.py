@@ -65,12 +65,17 @@ class RoadRow:
         travel_time_s: seconds; NaN if the file does not give it.
         level: 0 on the ground, higher above it (:func:`satmap.vectors.levels.road_level`). The
             challenge's CSV has no levels.
+        confidence: probability that the road is right, 0..1, which a CSV does not hold; NaN if it
+            is not calibrated.
+        road_class: OpenStreetMap's class of the road, which a CSV does not hold; empty if unknown.
     """
 
     line: NDArray[np.float64]
     length_m: float
     travel_time_s: float
     level: float = 0.0
+    confidence: float = math.nan
+    road_class: str = ""
 
 
 # --- writing --------------------------------------------------------------------------------------

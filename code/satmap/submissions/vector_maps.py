@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from satmap.data.label_files import VECTOR_SUFFIXES, read_lines_and_polygons
 from satmap.errors import SatmapError
+from satmap.exports.osm_files import CONFIDENCE_TAG
 from satmap.io.geojson_reader import (
     LON_LAT,
     FeatureCollection,
@@ -72,16 +73,18 @@ _SPEED_PROPERTIES = frozenset(
 )  # fmt: skip
 
 
-def read_map(path: Path) -> FeatureCollection:
+def read_map(path: Path, least_confidence: float | None = None) -> FeatureCollection:
     """Read the roads and buildings of a vector file: the same ones that trainings read.
 
-    Files with unknown suffixes are read as GeoJSON.
+    Files with unknown suffixes are read as GeoJSON. Objects with a lower confidence than
+    ``least_confidence`` are left out.
 
     Raises:
-        SatmapError: the file is damaged or has no reference system.
+        SatmapError: the file is damaged or has no reference system, or an object has no confidence
+            to compare.
     """
     lines, polygons = read_lines_and_polygons(path)
-    return FeatureCollection(
+    whole = FeatureCollection(
         lines.crs,
         tuple(
             GeoLine(shapely.get_coordinates(line), properties)
@@ -90,6 +93,48 @@ def read_map(path: Path) -> FeatureCollection:
         tuple(map(Surface, polygons.shapes, polygons.properties)),
         len(lines.shapes) + len(polygons.shapes),
     )
+    return keep_confident(whole, least_confidence, path)
+
+
+def confidence_of(properties: Mapping[str, Any]) -> float:
+    """Return the calibrated confidence that the properties of a road or building state, 0..1.
+
+    It is the property ``confidence``, or the tag of satmap's OpenStreetMap files. NaN means that
+    the object is uncalibrated: without a value, or with one that is no probability.
+    """
+    names = {str(name).lower(): value for name, value in properties.items()}
+    value = names.get("confidence", names.get(CONFIDENCE_TAG))
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+    return number if 0 <= number <= 1 else math.nan
+
+
+def keep_confident(
+    collection: FeatureCollection, least: float | None, path: Path
+) -> FeatureCollection:
+    """Return the roads and buildings whose confidence is at least ``least``; None for all.
+
+    Raises:
+        SatmapError: one of them is uncalibrated; ``path`` is the file to name.
+    """
+    if least is None:
+        return collection
+    objects = [line.properties for line in collection.lines]
+    objects += [surface.properties for surface in collection.surfaces]
+    without = sum(math.isnan(confidence_of(each)) for each in objects)
+    if without:
+        raise SatmapError(
+            f"--least-confidence: {without} of the {len(objects)} roads and buildings in {path} "
+            "are uncalibrated: they state no `confidence` from 0 to 1. Map them with networks that "
+            "have a calibration (`satmap confidence`), or leave the option out."
+        )
+    lines = tuple(line for line in collection.lines if confidence_of(line.properties) >= least)
+    surfaces = tuple(
+        each for each in collection.surfaces if confidence_of(each.properties) >= least
+    )
+    return FeatureCollection(collection.crs, lines, surfaces, len(lines) + len(surfaces))
 
 
 def in_degrees(collection: FeatureCollection) -> FeatureCollection:
@@ -145,7 +190,7 @@ def find_maps(path: Path) -> dict[str, Path]:
 
 
 def read_road_maps(
-    truth: Path, proposal: Path, metres_per_pixel: float
+    truth: Path, proposal: Path, metres_per_pixel: float, least_confidence: float | None = None
 ) -> tuple[dict[str, list[RoadRow]], dict[str, list[RoadRow]], dict[str, Georeference]]:
     """Read the roads of a truth and a proposal by image id, in common pixels of a given size.
 
@@ -154,10 +199,12 @@ def read_road_maps(
     Truth and proposal are files or directories. The travel time is the property ``travel_time_s``
     if present. Otherwise it follows from the length and the feature's speed or road class
     (:func:`satmap.vectors.speeds.label_speed_mph`); without these it is NaN. The level is that of
-    :func:`satmap.vectors.levels.road_level`.
+    :func:`satmap.vectors.levels.road_level`. Roads of the proposal with a lower confidence than
+    ``least_confidence`` are left out.
 
     Raises:
-        SatmapError: a file cannot be read, or two files belong to the same image.
+        SatmapError: a file cannot be read, two files belong to the same image, or a road has no
+            confidence to compare.
     """
 
     def rows_of(_: str, collection: FeatureCollection, to_pixels: ToPixels) -> list[RoadRow]:
@@ -165,21 +212,29 @@ def read_road_maps(
         for line in collection.lines:
             pixels = to_pixels(line.xy)
             length_m = float(np.hypot(*np.diff(pixels, axis=0).T).sum()) * metres_per_pixel
-            time_s = travel_time_s(line.properties, length_m)
-            rows.append(RoadRow(pixels, length_m, time_s, road_level(line.properties)))
+            rows.append(
+                RoadRow(
+                    pixels,
+                    length_m,
+                    travel_time_s(line.properties, length_m),
+                    level=road_level(line.properties),
+                    confidence=confidence_of(line.properties),
+                    road_class=str(line.properties.get("highway") or ""),
+                )
+            )
         return rows
 
-    return _read_sides(truth, proposal, metres_per_pixel, rows_of)
+    return _read_sides(truth, proposal, metres_per_pixel, rows_of, least_confidence)
 
 
 def read_building_maps(
-    truth: Path, proposal: Path, metres_per_pixel: float
+    truth: Path, proposal: Path, metres_per_pixel: float, least_confidence: float | None = None
 ) -> tuple[dict[str, list[BuildingRow]], dict[str, list[BuildingRow]], dict[str, Georeference]]:
     """Read the buildings of a truth and a proposal, as :func:`read_road_maps` reads roads.
 
-    The confidence of a building is its property ``confidence``, in upper or lower case; else what
-    satmap's exports state (``expected_iou``, or ``mean_probability`` times the square root of
-    ``area_m2``), or 1.
+    The score of a building, which the scorers rank by, is what satmap's exports state
+    (``expected_iou``, or ``mean_probability`` times the square root of ``area_m2``); else its
+    property ``confidence``, in upper or lower case, or 1.
     """
 
     def rows_of(
@@ -188,13 +243,14 @@ def read_building_maps(
         return [
             BuildingRow(
                 shapely.transform(surface.polygon, to_pixels),
-                _confidence(surface.properties, f"image {image_id}, polygon {number}"),
+                _score(surface.properties, f"image {image_id}, polygon {number}"),
                 str(number),
+                confidence_of(surface.properties),
             )
             for number, surface in enumerate(collection.surfaces)
         ]
 
-    return _read_sides(truth, proposal, metres_per_pixel, rows_of)
+    return _read_sides(truth, proposal, metres_per_pixel, rows_of, least_confidence)
 
 
 def _read_sides(
@@ -202,9 +258,10 @@ def _read_sides(
     proposal: Path,
     metres_per_pixel: float,
     rows_of: Callable[[str, FeatureCollection, ToPixels], list[Row]],
+    least_confidence: float | None,
 ) -> tuple[dict[str, list[Row]], dict[str, list[Row]], dict[str, Georeference]]:
     """Read the rows of both sides by image id, in common pixels, and the place of these pixels."""
-    sides = sides_of(truth, proposal)
+    sides = sides_of(truth, proposal, least_confidence)
     rows: tuple[dict[str, list[Row]], dict[str, list[Row]]] = ({}, {})
     grids = {}
     for image_id in sorted({*sides[0], *sides[1]}, key=natural_key):
@@ -224,25 +281,34 @@ def _read_sides(
     return *rows, grids
 
 
-def sides_of(truth: Path, proposal: Path) -> tuple[Side, Side]:
+def sides_of(
+    truth: Path, proposal: Path, least_confidence: float | None = None
+) -> tuple[Side, Side]:
     """Return the images of a truth and a proposal.
+
+    Objects of the proposal with a lower confidence than ``least_confidence`` are left out.
 
     Two single files are one image, whatever their names. If one side is a directory, the other
     side's single file is split by the property ``image_id``.
     """
     if truth.is_file() and proposal.is_file():
         name = next(iter(find_maps(truth)))
-        return {name: partial(read_map, truth)}, {name: partial(read_map, proposal)}
-    return by_image(truth), by_image(proposal)
+        kept = partial(read_map, proposal, least_confidence)
+        return {name: partial(read_map, truth)}, {name: kept}
+    return by_image(truth), by_image(proposal, least_confidence)
 
 
-def by_image(path: Path) -> Side:
+def by_image(path: Path, least_confidence: float | None = None) -> Side:
     """Return the images of a map: those of a directory's files, or of ``image_id`` in one file.
 
-    Features without ``image_id`` belong to an image with the name of the file.
+    Features without ``image_id`` belong to an image with the name of the file. Images stay, even if
+    all of their objects have a lower confidence than ``least_confidence``.
     """
     if path.is_dir():
-        return {image_id: partial(read_map, file) for image_id, file in find_maps(path).items()}
+        return {
+            image_id: partial(read_map, file, least_confidence)
+            for image_id, file in find_maps(path).items()
+        }
     whole = read_map(path)
     lines: dict[str, list[GeoLine]] = {}
     surfaces: dict[str, list[Surface]] = {}
@@ -254,15 +320,18 @@ def by_image(path: Path) -> Side:
     for surface in whole.surfaces:
         image_id = _WORDS.sub("", str(surface.properties.get("image_id", name)))
         surfaces.setdefault(image_id, []).append(surface)
-    return {
-        image_id: partial(
-            FeatureCollection,
+    images = {
+        image_id: FeatureCollection(
             whole.crs,
             tuple(lines.get(image_id, ())),
             tuple(surfaces.get(image_id, ())),
             len(lines.get(image_id, ())) + len(surfaces.get(image_id, ())),
         )
         for image_id in sorted({*lines, *surfaces}, key=natural_key)
+    }
+    return {
+        image_id: partial(keep_confident, collection, least_confidence, path)
+        for image_id, collection in images.items()
     }
 
 
@@ -304,9 +373,9 @@ def buildings_in(
         if not pixels.intersects(frame):
             continue
         inside = shapely.make_valid(pixels).intersection(frame)
-        confidence = _confidence(surface.properties, f"polygon {number}")
+        score = _score(surface.properties, f"polygon {number}")
         rows += [
-            BuildingRow(part, confidence)
+            BuildingRow(part, score)
             for part in shapely.get_parts(inside).tolist()
             if part.geom_type == "Polygon"
         ]
@@ -361,13 +430,17 @@ def travel_time_s(properties: Mapping[str, Any], length_m: float) -> float:
     return length_m / (label_speed_mph(properties) * MPS_PER_MPH)
 
 
-def _confidence(properties: Mapping[str, Any], where: str) -> float:
+def _score(properties: Mapping[str, Any], where: str) -> float:
     names = {str(name).lower(): value for name, value in properties.items()}
-    value = names.get("confidence", names.get("expected_iou"))
+    value = names.get("expected_iou")
     if value is None and names.get("mean_probability") is not None:
         # What satmap ranks buildings by (:class:`satmap.vectors.buildings.Building`), in metres.
         value = names["mean_probability"] * math.sqrt(names.get("area_m2") or 1.0)
-    if value is None and "confidence" not in names:
+    if value is None:
+        value = names.get("confidence")
+    if value is None and (stated := confidence_of(properties)) == stated:
+        value = stated
+    if value is None:
         value = 1.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise SatmapError(f"{where}: the confidence is not a finite number: {value!r:.60}.")

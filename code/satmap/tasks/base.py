@@ -39,7 +39,8 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box
 from satmap.recipes.registry import find_task
 from satmap.recipes.schema import Member, Recipe, default_recipe
-from satmap.tasks.result_decoders import ResultDecoder
+from satmap.tasks.calibration import CALIBRATION_FILE, check_calibration
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels, ResultDecoder
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.georeference import Georeference
 from satmap.weights.header import CONTENT_KEY, TASK_CONTENT
@@ -331,13 +332,33 @@ class Task(ABC):
             members.append(EnsembleMember(network.to(device).eval(), file.votes))
         return members
 
-    def find_rating_model(self, weights: Path) -> Path | None:
-        """Find a model beside the networks that rates objects; None if there is none.
+    def confidence_features(self, with_selection: bool = False) -> tuple[str, ...]:
+        """Return the names of what the confidence of an object is computed from.
+
+        ``with_selection`` says whether a selection model chooses the objects. Tasks without
+        confidences have no features.
+        """
+        return ()
+
+    def find_models(self, weights: Path) -> FittedModels:
+        """Find the models beside the networks that choose and rate objects.
 
         Raises:
-            SatmapError: the model cannot be read.
+            SatmapError: a model cannot be read, or is for other objects.
         """
-        return None
+        return FittedModels(calibration=self.find_calibration(weights / CALIBRATION_FILE))
+
+    def find_calibration(self, path: Path, with_selection: bool = False) -> Path | None:
+        """Return the path of a calibration if the file exists, and is for this task.
+
+        Raises:
+            SatmapError: it cannot be read, or is for other objects.
+        """
+        features = self.confidence_features(with_selection)
+        if not features or not path.exists():
+            return None
+        check_calibration(path, self.recipe.task.name, features)
+        return path.resolve()
 
     # Prediction
 
@@ -362,7 +383,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> ResultDecoder:
+    def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> ResultDecoder:
         """Return the decoder that turns the prediction of an image into its result.
 
         Raises:
@@ -463,6 +484,12 @@ class Task(ABC):
             CannotWriteError: the file cannot be written.
         """
         raise SatmapError(f"{path}: {self.noun} cannot be exported to this format.")
+
+    def keep_confident(self, record: Any, least: float | None) -> Any:
+        """Return a record without the objects whose confidence is below ``least``; None for all."""
+        if least is None:
+            return record
+        raise SatmapError(f"--least-confidence: {self.noun} have no confidence.")
 
     @abstractmethod
     def count(self, record: Any) -> int:

@@ -27,7 +27,7 @@ from satmap.networks.unet import UNet, build_network
 from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Member
 from satmap.tasks.base import Batch, PreparedImage, Task
-from satmap.tasks.result_decoders import MapDecoder
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels, MapDecoder
 from satmap.weights.members import WeightFile
 from satmap.weights.network_files import (
     load_trained_network,
@@ -233,7 +233,7 @@ class DenseTask(Task):
         )
 
     @abstractmethod
-    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> MapDecoder:
+    def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> MapDecoder:
         """Return the decoder that turns the probability maps of an image into its result."""
 
     def image_id_of(self, stem: str) -> str | None:

@@ -138,7 +138,7 @@ class InstanceTask(Task):
                 found.append((self.restore(each, symmetry, window.shape[:2]), member.votes))
         return found
 
-    def result_decoder(self, chip: Any, rating_model: Any = None) -> "AsFound":
+    def result_decoder(self, chip: Any, models: Any = None) -> "AsFound":
         """Return a decoder that changes nothing: the merged objects are the result."""
         return AsFound()
 

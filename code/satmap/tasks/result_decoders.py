@@ -1,10 +1,34 @@
 """Interfaces of decoders, which are pickled for worker processes. No torch is imported here."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from satmap.rasters.probability_maps import ProbabilityMaps
+
+
+@dataclass(frozen=True)
+class FittedModels:
+    """Models beside the networks that were fitted to their mistakes (`satmap confidence`).
+
+    Attributes:
+        selection: file of the model that chooses among building candidates; None if there is none.
+        calibration: file of the model that computes the probability that an object is right; None
+            if the networks are uncalibrated.
+    """
+
+    selection: Path | None = None
+    calibration: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the models that there are."""
+        return tuple(path for path in (self.selection, self.calibration) if path)
+
+
+#: No models: objects are uncalibrated.
+NO_MODELS = FittedModels()
 
 
 class ResultDecoder(Protocol):

@@ -15,6 +15,12 @@ from satmap.vectors.georeference import Georeference, geodataframe, place
 if TYPE_CHECKING:
     import geopandas
 
+#: What exports, messages and scores say of objects without a calibrated confidence.
+UNCALIBRATED = "uncalibrated"
+
+# Attributes of a building in tables.
+_FIGURES = ("score", "mean_probability", "confidence")
+
 #: Array of shapely polygons, (n,).
 Polygons: TypeAlias = NDArray[np.object_]
 
@@ -26,16 +32,19 @@ class Building:
     Attributes:
         polygon: valid footprint, may have holes; x = column and y = row in pixels, where pixel
             (0, 0) extends from (0, 0) to (1, 1).
-        confidence: higher is more certain. Either mean probability x square root of the area in
-            pixels, or the intersection over union with the truth that a confidence model predicts,
-            0..1. NaN if unknown.
+        score: what the challenges' scorers rank by, higher is more certain: mean probability x
+            square root of the area in pixels, or the intersection over union with the truth that a
+            selection model expects, 0..1. NaN if unknown.
         mean_probability: mean building probability inside the footprint, 0..1, not calibrated; None
-            if the confidence is an expected intersection over union.
+            if the score is an expected intersection over union.
+        confidence: probability that the building is right, 0..1: that it matches a true building
+            with an intersection over union above .5. None if it is not calibrated.
     """
 
     polygon: shapely.Polygon
-    confidence: float
+    score: float
     mean_probability: float | None = None
+    confidence: float | None = None
 
 
 class Buildings(list[Building]):
@@ -54,7 +63,8 @@ class Buildings(list[Building]):
     def to_geodataframe(self) -> "geopandas.GeoDataFrame":
         """Return the footprints as a GeoDataFrame; needs the extra ``satmap[gis]``.
 
-        Columns: ``confidence`` and ``geometry``, in the image's reference system or in pixels.
+        Columns: ``score``, ``mean_probability``, ``confidence`` and ``geometry``, in the image's
+        reference system or in pixels.
 
         Raises:
             SatmapError: geopandas is not installed.
@@ -64,10 +74,10 @@ class Buildings(list[Building]):
         if here:
             polygons = [shapely.transform(polygon, here.to_map) for polygon in polygons]
         rows = [
-            {"geometry": polygon, "confidence": building.confidence}
+            {"geometry": polygon, **{name: getattr(building, name) for name in _FIGURES}}
             for polygon, building in zip(polygons, self, strict=True)
         ]
-        return geodataframe(rows, ["geometry", "confidence"], here.crs if here else None)
+        return geodataframe(rows, ["geometry", *_FIGURES], here.crs if here else None)
 
 
 @dataclass(frozen=True)
@@ -120,9 +130,11 @@ def building_attributes(image: ImageBuildings) -> list[dict[str, str | float | N
     ==================== =======================================================================
     ``image_id``         the image
     ``mean_probability`` mean probability inside the footprint, 0..1, not calibrated; None if a
-                         confidence model rated the building
-    ``expected_iou``     intersection over union with the true building that the confidence model
+                         selection model rated the building
+    ``expected_iou``     intersection over union with the true building that the selection model
                          expects, 0..1; None without a model
+    ``confidence``       probability that the building is right, 0..1; None if not calibrated
+    ``calibration``      ``calibrated`` or ``uncalibrated``
     ``area_m2``          area in square metres; NaN without a georeference
     ==================== =======================================================================
 
@@ -134,12 +146,19 @@ def building_attributes(image: ImageBuildings) -> list[dict[str, str | float | N
             "image_id": image.image_id,
             "mean_probability": _rounded(building.mean_probability),
             "expected_iou": (
-                _rounded(building.confidence) if building.mean_probability is None else None
+                _rounded(building.score) if building.mean_probability is None else None
             ),
+            "confidence": _rounded(building.confidence),
+            "calibration": calibration_of(building.confidence),
             "area_m2": round(building.polygon.area * x_m * y_m, 3),
         }
         for building in image.buildings
     ]
+
+
+def calibration_of(confidence: float | None) -> str:
+    """Return whether there is a calibrated confidence, in words."""
+    return UNCALIBRATED if confidence is None else "calibrated"
 
 
 def _rounded(value: float | None) -> float | None:

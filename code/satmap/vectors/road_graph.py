@@ -1,7 +1,7 @@
 """Road graph: nodes in pixels, edges with geometry, length and speed."""
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.io.geojson_reader import LON_LAT
+from satmap.vectors.buildings import calibration_of
 from satmap.vectors.georeference import Georeference, geodataframe, place
 from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
 
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
 SpeedSource = Literal["estimated", "default"]
 
 # Attributes of an edge in tables and graphs.
-_EDGE_FIGURES = ("length_m", "speed_mps", "travel_time_s", "width_m", "confidence")
+_EDGE_FIGURES = (
+    "length_m",
+    "speed_mps",
+    "travel_time_s",
+    "width_m",
+    "mean_probability",
+    "confidence",
+)
 
 
 @dataclass(frozen=True)
@@ -34,19 +42,22 @@ class RoadEdge:
         line: float64 (n >= 2, 2), x = column and y = row in pixels, from the start node to the end.
         length_m: length along ``line``, metres.
         speed_mps: speed, metres per second, > 0.
-        confidence: mean road probability along the line, 0..1.
+        mean_probability: mean road probability along the line, 0..1; not calibrated.
         width_m: width of the road area that the network sees, metres; None if unknown. Networks
             that learnt from lines of one width see every road about that wide.
         speed_source: ``estimated`` from speed maps, or ``default`` without them.
+        confidence: probability that the road is right
+            (:mod:`satmap.evaluation.metrics.right_roads`), 0..1; None if it is not calibrated.
     """
 
     nodes: tuple[int, int]
     line: NDArray[np.float64]
     length_m: float
     speed_mps: float
-    confidence: float
+    mean_probability: float
     width_m: float | None = None
     speed_source: SpeedSource = "estimated"
+    confidence: float | None = None
 
     @property
     def travel_time_s(self) -> float:
@@ -68,11 +79,25 @@ class RoadGraph:
     edges: tuple[RoadEdge, ...] = ()
     georeference: Georeference | None = None
 
+    def keep_confident(self, least: float) -> "RoadGraph":
+        """Return the graph without roads whose confidence is below ``least`` or not known.
+
+        Nodes without a road are gone. Nodes where two roads are left stay.
+        """
+        kept = [edge for edge in self.edges if (edge.confidence or 0.0) >= least]
+        used = sorted({node for edge in kept for node in edge.nodes})
+        number = {node: index for index, node in enumerate(used)}
+        edges = tuple(
+            replace(edge, nodes=(number[edge.nodes[0]], number[edge.nodes[1]])) for edge in kept
+        )
+        return replace(self, nodes=self.nodes[used].reshape(-1, 2), edges=edges)
+
     def to_networkx(self) -> "networkx.MultiGraph[int]":
         """Return the graph as a networkx multigraph.
 
         Nodes have ``x`` and ``y``. Edges have ``geometry`` (a shapely LineString), ``length_m``,
-        ``speed_mps``, ``travel_time_s``, ``width_m`` and ``confidence``. Coordinates are in the
+        ``speed_mps``, ``travel_time_s``, ``width_m``, ``mean_probability`` and ``confidence``.
+        Coordinates are in the
         image's reference system, named in ``graph["crs"]``, or in pixels without a georeference.
         """
         import networkx
@@ -88,7 +113,8 @@ class RoadGraph:
         """Return the edges as a GeoDataFrame; needs the extra ``satmap[gis]``.
 
         Columns: ``u`` and ``v`` (nodes), ``length_m``, ``speed_mps``, ``travel_time_s``,
-        ``width_m``, ``confidence`` and ``geometry``, in the image's reference system or in pixels.
+        ``width_m``, ``mean_probability``, ``confidence`` and ``geometry``, in the image's reference
+        system or in pixels.
 
         Raises:
             SatmapError: geopandas is not installed.
@@ -178,11 +204,13 @@ def edge_attributes(
     ``speed_source``  ``estimated`` by the network, or ``default`` (:class:`RoadEdge`)
     ``width_m``    width of the road area, metres; None if unknown (:class:`RoadEdge`)
     ``mean_probability``  mean road probability along the line, 0..1; not calibrated
+    ``confidence`` probability that the road is right, 0..1; None if not calibrated
+    ``calibration``  ``calibrated`` or ``uncalibrated``
     ``highway``    OpenStreetMap's class, inferred from the speed by :func:`highway_of`
     ``maxspeed``   OpenStreetMap's speed tag: the speed in whole miles per hour
     ============== ===============================================================================
 
-    Lengths, seconds and the probability have three decimals, speeds and widths two.
+    Lengths, seconds and probabilities have three decimals, speeds and widths two.
     ``first_node`` is the number of the image's first node in the file.
     """
     mph = edge.speed_mps / MPS_PER_MPH
@@ -198,7 +226,9 @@ def edge_attributes(
         "length_m": round(edge.length_m, 3),
         "travel_time_s": round(edge.travel_time_s, 3),
         "width_m": None if edge.width_m is None else round(edge.width_m, 2),
-        "mean_probability": round(edge.confidence, 3),
+        "mean_probability": round(edge.mean_probability, 3),
+        "confidence": None if edge.confidence is None else round(edge.confidence, 3),
+        "calibration": calibration_of(edge.confidence),
     }
 
 

@@ -31,19 +31,22 @@ _FOUND, _MISSED, _FALSE = 0, 1, 2
 _MOST_SPOTS = 8
 
 
-def compared(data: MapData, truth: Path, result: Path) -> MapData:
+def compared(
+    data: MapData, truth: Path, result: Path, least_confidence: float | None = None
+) -> MapData:
     """Return a map with its comparison with a truth.
 
     Args:
         data: what the map shows.
         truth: as for :func:`satmap.evaluation.score.score_files`.
         result: the file or directory that ``data`` was read from.
+        least_confidence: that of ``data``.
 
     Raises:
         SatmapError: the truth cannot be read, is of another kind, or has no image in common.
     """
     true = read_results([truth])
-    scoring = score_files(truth, result)
+    scoring = score_files(truth, result, least_confidence=least_confidence)
     if scoring.report.metric == "apls":
         return replace(data, comparison=_roads(true, scoring))
     return replace(data, comparison=_buildings(true, scoring))

@@ -6,7 +6,7 @@ All coordinates are longitude and latitude. The browser gets them as whole numbe
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from satmap.errors import SatmapError
 from satmap.io.geojson_reader import GeoLine, Surface
 from satmap.routing import Network, build_network
 from satmap.submissions.formats import Format, detect
-from satmap.submissions.vector_maps import find_maps, in_degrees, read_map
+from satmap.submissions.vector_maps import confidence_of, find_maps, in_degrees, read_map
 from satmap.vectors.georeference import metres_per_degree
 
 Floats = NDArray[np.float64]
@@ -31,8 +31,12 @@ _HIGHEST_LATITUDE = 85.05
 # Results farther apart are of different places.
 _FARTHEST_KM = 200.0
 
-# Properties that hold a confidence of 0 to 1, most important first.
-_CONFIDENCES = ("confidence", "expected_iou", "mean_probability")
+# What the slider of confidence sorts by: the first of these that any object has, from 0 to 1.
+_RATINGS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "Confidence": confidence_of,
+    "Expected IoU (uncalibrated)": lambda properties: _share(properties, "expected_iou"),
+    "Mean probability (uncalibrated)": lambda properties: _share(properties, "mean_probability"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,17 @@ class Shapes:
         return len(self.parts)
 
     @cached_property
-    def confidences(self) -> Floats:
-        """Confidence of each, 0 to 1; NaN where it is not known."""
-        return np.array([_confidence(each) for each in self.properties], np.float64)
+    def rating(self) -> tuple[str, Floats]:
+        """What is known of how certain the objects are: its name, and the value of each.
+
+        It is the calibrated confidence, or else an uncalibrated value, 0 to 1; NaN where it is not
+        known.
+        """
+        for name, value_of in _RATINGS.items():
+            values = np.array([value_of(each) for each in self.properties], np.float64)
+            if np.isfinite(values).any():
+                return name, values
+        return "", np.full(len(self.properties), np.nan)
 
     @cached_property
     def points(self) -> Floats:
@@ -131,11 +143,12 @@ class Comparison:
     spots: tuple[Spot, ...]
 
 
-def read_results(paths: Sequence[Path]) -> MapData:
+def read_results(paths: Sequence[Path], least_confidence: float | None = None) -> MapData:
     """Read the roads and buildings of one or more results as one map.
 
     Args:
         paths: vector files, or directories of GeoJSON files.
+        least_confidence: leave out objects with a lower confidence; None to keep all.
 
     Raises:
         SatmapError: a result cannot be read or is in pixels, none holds roads or buildings, or two
@@ -146,7 +159,7 @@ def read_results(paths: Sequence[Path]) -> MapData:
     bounds: list[tuple[Path, Floats]] = []
     empty: list[Path] = []
     for path in paths:
-        lines, surfaces = _read(path)
+        lines, surfaces = _read(path, least_confidence)
         if not lines and not surfaces:
             empty.append(path)
             continue
@@ -180,7 +193,7 @@ def read_results(paths: Sequence[Path]) -> MapData:
 
 
 def _read(
-    path: Path,
+    path: Path, least_confidence: float | None
 ) -> tuple[
     list[tuple[Floats, Mapping[str, Any]]], list[tuple[tuple[Floats, ...], Mapping[str, Any]]]
 ]:
@@ -196,7 +209,7 @@ def _read(
     files = find_maps(path) if path.is_dir() else {"": path}
     for image_id, file in files.items():
         try:
-            collection = in_degrees(read_map(file))
+            collection = in_degrees(read_map(file, least_confidence))
         except ValueError as error:
             raise SatmapError(
                 f"{file}: its coordinates {error}. Check its reference system."
@@ -229,11 +242,10 @@ def _require_one_place(bounds: Sequence[tuple[Path, Floats]]) -> None:
             )
 
 
-def _confidence(properties: Mapping[str, Any]) -> float:
-    for name in _CONFIDENCES:
-        value = properties.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-            return float(value)
+def _share(properties: Mapping[str, Any], name: str) -> float:
+    value = properties.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
     return math.nan
 
 

@@ -203,7 +203,8 @@ def _shapes(arrays: _Arrays, shapes: Shapes) -> dict[str, Any]:
         "sizes": arrays.add(np.array([len(ring) for ring in rings], np.int32)),
         "x": arrays.add(_differences(degrees[:, 0])),
         "y": arrays.add(_differences(degrees[:, 1])),
-        "confidence": arrays.add(shapes.confidences.astype(np.float32)),
+        "confidence": arrays.add(shapes.rating[1].astype(np.float32)),
+        "confidenceName": shapes.rating[0],
         "columns": _columns(arrays, shapes.properties),
     }
 

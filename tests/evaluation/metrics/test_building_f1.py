@@ -268,7 +268,7 @@ def redrawn(rows: Sequence[BuildingRow], seed: int) -> list[BuildingRow]:
 def by_brute_force(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow]) -> list[int]:
     free = [i for i, row in enumerate(truth) if row.polygon.area >= 20]
     taken = [-1] * len(proposals)
-    for j in sorted(range(len(proposals)), key=lambda j: -proposals[j].confidence):
+    for j in sorted(range(len(proposals)), key=lambda j: -proposals[j].score):
         polygon = proposals[j].polygon
         if polygon.area < 20:
             continue

@@ -250,17 +250,29 @@ def test_candidates_of_maps_and_cascade_are_pooled(
         "--probabilities", maps, "--recipe", tmp_path / "loose.yaml",
     )  # fmt: skip
     assert len(list(maps.glob("*.tif"))) == len(TRAIN)
+    # Without a selection model, the cascade's own buildings are calibrated, which needs no maps.
+    calibrated = run(capfd, "confidence", fold, "--weights", weights, "--no-selection")
+    assert "confidence.json: " in calibrated and "buildings of 8 images" in calibrated
+    assert json.loads((weights / "confidence.json").read_text())["task"] == "instances"
+    missing = run(capfd, "confidence", fold, "--weights", weights, status=1)
+    assert "give MAPS" in missing
     assert "candidates from 8 images" in run(capfd, "confidence", fold, maps, "--weights", weights)
+    refused = run(capfd, "confidence", fold, "--weights", weights, "--no-selection", status=1)
+    assert "chooses among the candidates of buildings" in refused
     # A model of these candidates knows the scores of the cascade.
-    assert "score" in (weights / "building-confidence.txt").read_text().split("feature_names=")[1]
+    assert "score" in (weights / "building-selection.txt").read_text().split("feature_names=")[1]
     truth, out = tmp_path / "truth.csv", tmp_path / "out.csv"
     write_truth(truth, TEST)
-    printed = run(capfd, "predict", place / "test", out, *common)
-    assert "chosen and rated by building-confidence.txt" in printed
+    export = tmp_path / "out.geojson"
+    printed = run(capfd, "predict", place / "test", out, *common, "--export", export)
+    assert "chosen and rated by building-selection.txt" in printed
+    assert "confidence: calibrated by confidence.json" in printed
+    exported = [each["properties"] for each in json.loads(export.read_text())["features"]]
+    assert all(0 < each["confidence"] < 1 and each["expected_iou"] > 0 for each in exported)
     assert f1(truth, out, capfd) > 0.8
     # A map uses the same model, also for buildings that its blocks cut.
     whole = tmp_path / "map.csv"
     (image,) = (place / "test").rglob(f"*img{TEST[1]}.tif")
     map_sources(MapRequest((), whole, weights, "cpu", sources=(str(image),), gsd=0.27, block_px=64))
     found = [row for rows in read_buildings_csv(whole).values() for row in rows]
-    assert sum(row.confidence > 0.6 for row in found) == len(houses(TEST[1]))
+    assert sum(row.score > 0.6 for row in found) == len(houses(TEST[1]))

@@ -184,7 +184,7 @@ def test_buildings_below_the_least_score_are_dropped() -> None:
     strict = MergeSettings(least_score=0.5)
     square = np.ones((9, 9))
     decoded = drawn((10, 10, square, 0.5), (40, 10, square, 0.49), settings=strict)
-    assert [each.confidence for each in decoded] == [0.5]
+    assert [each.score for each in decoded] == [0.5]
     # Such candidates vote all the same.
     empty, full = np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
     (one,) = voted(candidates_of([apart[0]] * 2, [0.6, 0.2], [empty, full]))
@@ -384,7 +384,7 @@ def test_outlines_follow_the_pixels() -> None:
     ell = shapely.box(10, 20, 18, 26) - shapely.box(10, 20, 14, 23)
     assert first.polygon.equals(shapely.box(50, 20, 54, 24))
     assert second.polygon.equals(ell)
-    assert (first.confidence, second.confidence) == (0.8, 0.5)
+    assert (first.score, second.score) == (0.8, 0.5)
     assert drawn((10, 10, np.full((9, 9), 0.39), 1.0)) == []
     assert areas(drawn((10, 10, np.full((9, 9), 0.41), 1.0))) == [81]
 

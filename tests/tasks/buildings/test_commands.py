@@ -22,8 +22,9 @@ from satmap.provenance.manifest import (
     read_manifest,
 )
 from satmap.submissions.buildings_csv import read_buildings_csv
-from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
+from satmap.tasks.buildings.selection import SELECTION_FILE
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
+from satmap.tasks.calibration import CALIBRATION_FILE
 from synthetic_blocks import made_blocks, maps_of_labels
 from synthetic_chips import ring_of, square, write_coco, write_tile
 from tiny_trainings import tiny_commands
@@ -158,21 +159,27 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     status, printed = run(*fit)
     assert status == 0 and "1 images were left out of the fit" in printed
     assert "candidates from 4 images" in printed
-    model = weights / CONFIDENCE_FILE
+    model = weights / SELECTION_FILE
+    calibration = read_manifest(weights / CALIBRATION_FILE)
+    assert isinstance(calibration, WeightsManifest)
+    assert [r.name for r in calibration.starts_from] == ["a.last.safetensors", SELECTION_FILE]
+    assert calibration.scores["calibration_error"] < 0.25
     manifest = read_manifest(model)
     assert isinstance(manifest, WeightsManifest)
     assert manifest.scores["error"] < manifest.scores["spread"]
     assert [record.name for record in manifest.starts_from] == ["a.last.safetensors"]
 
     status, printed = run(*fold)
-    assert status == 0 and f"chosen and rated by {CONFIDENCE_FILE}" in printed
+    assert status == 0 and f"chosen and rated by {SELECTION_FILE}" in printed
+    assert f"confidence: calibrated by {CALIBRATION_FILE}" in printed
     rated = read_buildings_csv(out)
     assert out.read_bytes() != plain
-    assert all(0 <= row.confidence <= 1 for rows in rated.values() for row in rows)
+    assert all(0 <= row.score <= 1 for rows in rated.values() for row in rows)
     written = read_manifest(out)
     assert isinstance(written, SubmissionManifest)
     assert [record.name for record in written.weights] == [
-        "a.last.safetensors", CONFIDENCE_FILE, CONFIDENCE_FILE + SUFFIX,
+        "a.last.safetensors", SELECTION_FILE, SELECTION_FILE + SUFFIX,
+        CALIBRATION_FILE, CALIBRATION_FILE + SUFFIX,
     ]  # fmt: skip
     status, printed = verify(capfd, str(out), "--workers", "0")
     assert (status, "identical, byte for byte" in printed) == (0, True)
@@ -183,4 +190,8 @@ def test_a_confidence_model_is_fitted_out_of_fold_and_bound_to_its_networks(
     assert status == 1 and "was fitted to the probability maps of other networks" in printed
     model.write_text("tree")
     status, printed = run(*fold)
-    assert status == 1 and "Fit the confidence model again" in printed
+    assert status == 1 and "Fit the selection model again" in printed
+    # Without it, the calibration is for other buildings.
+    model.unlink()
+    status, printed = run(*fold)
+    assert status == 1 and "is for the task buildings with the features" in printed

@@ -15,7 +15,7 @@ from building_recipes import undecided_weights
 from satmap.cli import main
 from satmap.provenance.manifest import manifest_path
 from satmap.recipes.schema import load_recipe
-from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
+from satmap.tasks.buildings.selection import SELECTION_FILE
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
 from synthetic_blocks import made_blocks, maps_of_labels
 from synthetic_chips import ring_of, write_tile
@@ -93,10 +93,10 @@ def networks_gone(place: Tile) -> None:
     (place.weights / "a.last.safetensors").rename(place.weights / "b.last.safetensors")
 
 
-def roads(place: Tile) -> None:
+def masks(place: Tile) -> None:
     path = manifest_path(place.submission)
     content = json.loads(path.read_text())
-    content["recipe"]["content"] = load_recipe("demo").model_dump(mode="json")
+    content["recipe"]["content"] = load_recipe("small-open-cities").model_dump(mode="json")
     path.write_text(json.dumps(content))
 
 
@@ -128,14 +128,14 @@ def nothing_to_do_with_houses(place: Tile) -> None:
 
 
 def no_place_for_it(place: Tile) -> None:
-    (place.weights / CONFIDENCE_FILE).mkdir()
+    (place.weights / SELECTION_FILE).mkdir()
 
 
 BAD: dict[str, tuple[Callable[[Tile], None], str]] = {
     "no manifest": (no_manifest, "has no manifest"),
     "other networks": (other_networks, "is not the network that made the probability maps"),
     "networks gone": (networks_gone, "is missing, or is not the network"),
-    "roads": (roads, "of roads; only buildings have a confidence model"),
+    "masks": (masks, "only roads and buildings have a confidence"),
     "no maps": (maps_gone, "0 images have labels and probability maps"),
     "other sizes": (maps_of_another_size, "has (50, 40) pixels, but its image has (96, 96)"),
     "nothing shown": (nothing_shown, "not enough data to fit"),
@@ -156,14 +156,14 @@ def test_unusable_input_of_a_fit_is_explained(
     printed = capsys.readouterr().err
     assert ended.value.code == 1
     assert message in printed and "Traceback" not in printed
-    assert not (place.weights / CONFIDENCE_FILE).is_file()
+    assert not (place.weights / SELECTION_FILE).is_file()
 
 
 def test_only_submissions_are_accepted(place: Tile, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         place.fit()
     assert ended.value.code == 0
-    model = place.weights / CONFIDENCE_FILE
+    model = place.weights / SELECTION_FILE
     before = model.read_bytes()
     # The model also has a manifest, of the kind for weights.
     with pytest.raises(SystemExit) as ended:

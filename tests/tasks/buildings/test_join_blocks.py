@@ -28,7 +28,7 @@ def house(left: float, top: float, right: float, bottom: float, confidence: floa
 def join(*blocks: list[Building]) -> list[tuple[float, ...]]:
     """Return the bounds of the joined buildings; each block's are in pixels of the map."""
     given = [
-        (box, [Building(shapely.affinity.translate(b.polygon, -box.left, -box.top), b.confidence)
+        (box, [Building(shapely.affinity.translate(b.polygon, -box.left, -box.top), b.score)
                for b in buildings])
         for box, buildings in zip(BOXES, blocks, strict=False)
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_hall_longer_than_two_blocks_is_one_building(tmp_path: Path, degrees: 
     hall, whole = (max(each, key=lambda b: b.polygon.area) for each in (found, expected))
     shared = hall.polygon.intersection(whole.polygon).area
     assert shared > 0.98 * hall.polygon.union(whole.polygon).area
-    assert hall.confidence == pytest.approx(whole.confidence, rel=0.01)
+    assert hall.score == pytest.approx(whole.score, rel=0.01)
     assert hall.mean_probability == pytest.approx(whole.mean_probability, abs=0.01)
 
 
@@ -105,9 +105,9 @@ def test_confidences_of_united_copies_are_weighted_by_area() -> None:
     cut, whole = house(50, 10, 200, 30, 0.2), house(60, 10, 250, 30, 0.8)
     boxes = [Box(0, 0, 100, 100), Box(100, 0, 200, 100)]
     (found,) = join_blocks([(boxes[0], [cut]), (boxes[1], [
-        Building(shapely.affinity.translate(whole.polygon, -100), whole.confidence)])])  # fmt: skip
+        Building(shapely.affinity.translate(whole.polygon, -100), whole.score)])])  # fmt: skip
     assert found.polygon.bounds == (50, 10, 250, 30)
-    assert found.confidence == pytest.approx((150 * 0.2 + 190 * 0.8) / 340)
+    assert found.score == pytest.approx((150 * 0.2 + 190 * 0.8) / 340)
     assert found.mean_probability is None
 
 

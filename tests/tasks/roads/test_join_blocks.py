@@ -24,7 +24,7 @@ UPPER_LEFT, UPPER_RIGHT = Box(0, 0, 100, 100), Box(100, 0, 100, 100)
 LOWER_LEFT, LOWER_RIGHT = Box(0, 100, 100, 100), Box(100, 100, 100, 100)
 
 
-def graph(*lines: Points, speed: float = 10, confidence: float = 0.5) -> RoadGraph:
+def graph(*lines: Points, speed: float = 10, probability: float = 0.5) -> RoadGraph:
     """Return a graph of lines that meet where they end at the same place."""
     nodes: dict[tuple[float, float], int] = {}
     edges = []
@@ -32,7 +32,7 @@ def graph(*lines: Points, speed: float = 10, confidence: float = 0.5) -> RoadGra
         ends = [nodes.setdefault((x, y), len(nodes)) for x, y in (line[0], line[-1])]
         points = np.array(line, float)
         length = line_length_m(points, METRES)
-        edges.append(RoadEdge((ends[0], ends[1]), points, length, speed, confidence))
+        edges.append(RoadEdge((ends[0], ends[1]), points, length, speed, probability))
     return RoadGraph(np.array([*nodes], float).reshape(-1, 2), tuple(edges))
 
 
@@ -47,8 +47,8 @@ def shape(graph: RoadGraph) -> tuple[int, int, list[int]]:
 
 
 def test_a_road_across_a_seam_becomes_one() -> None:
-    left = graph([(10, 50), (100, 50)], speed=10, confidence=0.4)
-    right = graph([(0.1, 50.3), (45, 50.3)], speed=20, confidence=1)
+    left = graph([(10, 50), (100, 50)], speed=10, probability=0.4)
+    right = graph([(0.1, 50.3), (45, 50.3)], speed=20, probability=1)
     found = join_blocks([(LEFT, left), (RIGHT, right)], METRES)
     (edge,) = found.edges
     assert found.nodes.tolist() == [[10, 50], [145, 50.3]]
@@ -56,7 +56,7 @@ def test_a_road_across_a_seam_becomes_one() -> None:
     assert edge.length_m == pytest.approx(67.5, abs=0.01)
     # Travel times add up, and confidence is the mean by length.
     assert edge.travel_time_s == pytest.approx(45 / 10 + 22.45 / 20, rel=1e-3)
-    assert edge.confidence == pytest.approx((45 * 0.4 + 22.45) / 67.45, rel=1e-3)
+    assert edge.mean_probability == pytest.approx((45 * 0.4 + 22.45) / 67.45, rel=1e-3)
 
 
 def test_the_order_of_the_blocks_does_not_matter() -> None:

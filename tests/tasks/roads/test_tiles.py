@@ -40,7 +40,7 @@ def test_crop_cuts_roads_at_the_edges() -> None:
     (long,) = [edge for edge in cropped.edges if len(edge.line) == 3]
     assert sorted(map(tuple, long.line.tolist())) == [(0, 5), (20, 5), (40, 18.3)]
     assert long.length_m == pytest.approx(0.5 * (20 + np.hypot(20, 13.3)))
-    assert (long.speed_mps, long.confidence) == (10, 0.5)
+    assert (long.speed_mps, long.mean_probability) == (10, 0.5)
     assert (long.width_m, long.speed_source) == (6.5, "default")
     for edge in cropped.edges:
         np.testing.assert_array_equal(edge.line[[0, -1]], cropped.nodes[list(edge.nodes)])

@@ -87,7 +87,7 @@ def match_buildings(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRo
     good = shared > LEAST_IOU * union
     i, j, iou = i[good], j[good], shared[good] / union[good]
 
-    confidences = np.array([row.confidence for row in proposals])
+    confidences = np.array([row.score for row in proposals])
     taken = [-1] * len(proposals)
     free = [True] * len(truth)
     order = np.lexsort((j, -iou, i, -confidences[i]))

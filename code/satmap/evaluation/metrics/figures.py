@@ -7,6 +7,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from satmap.evaluation.metrics.reliability import Reliability
+
 #: Figures by name; None where the files do not provide one (no travel times).
 Figures = Mapping[str, float | int | None]
 
@@ -44,6 +46,8 @@ class Report:
         images: per image that is in both files.
         truth_only: images that the proposal lacks.
         proposal_only: images that the truth lacks.
+        confidence: reliability of the proposal's confidences; ``uncalibrated`` if it states none,
+            and None if objects of this kind have none.
     """
 
     metric: str
@@ -52,6 +56,7 @@ class Report:
     images: Mapping[str, Figures]
     truth_only: tuple[str, ...] = ()
     proposal_only: tuple[str, ...] = ()
+    confidence: Reliability | str | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the object that ``satmap score --json`` prints: the attributes by name."""

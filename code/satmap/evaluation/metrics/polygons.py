@@ -123,7 +123,7 @@ def score_polygons(truth: Sequence[BuildingRow], proposals: Sequence[BuildingRow
     """Score the outlines of one image. Buildings under 20 square pixels do not count."""
     (all_buildings, _, counted_truth), (all_polygons, _, counted) = map(measure, (truth, proposals))
     buildings, polygons = all_buildings[counted_truth], all_polygons[counted]
-    confidences = np.array([row.confidence for row in proposals])[counted]
+    confidences = np.array([row.score for row in proposals])[counted]
     taken = match_buildings(truth, proposals).taken
     matched = taken >= 0
     pairs = list(zip(all_polygons[matched], all_buildings[taken[matched]], strict=True))

@@ -8,7 +8,6 @@ networks of an ensemble. Importable without torch.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,16 +15,12 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.rasters.scene import Box
 from satmap.tasks.building_instances.settings import MergeSettings
-from satmap.tasks.buildings.confidence import read_confidence_once
-from satmap.tasks.buildings.settings import BUILDING
+from satmap.tasks.buildings.measures import rate_buildings
+from satmap.tasks.buildings.selection import read_selection_once
 from satmap.tasks.buildings.vectorizer.candidates import (
-    FOUND,
-    find_candidates,
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines, touching
 from satmap.tasks.buildings.vectorizer.tracing import (
@@ -35,7 +30,9 @@ from satmap.tasks.buildings.vectorizer.tracing import (
     connected,
     connected_groups,
 )
-from satmap.tasks.buildings.vectorizer.vectorize_buildings import outlines_of_layers
+from satmap.tasks.buildings.vectorizer.vectorize_buildings import selected_outlines
+from satmap.tasks.calibration import read_calibration
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.vectors.buildings import Building, Polygons
 
 #: Left, top, right and bottom of a rectangle.
@@ -385,14 +382,15 @@ class InstanceDecoder:
         settings: how candidates become buildings; here least score and sizes, threshold, outlines.
         shape: height and width of the image.
         metres_per_pixel: along x and y.
-        rating_model: file of the second-level model that chooses among these buildings and those
-            of the probability maps; None to take the buildings as they are.
+        models: the selection model, which chooses among these buildings and those of the
+            probability maps; without one, the buildings are taken as they are. And the calibration;
+            without one, buildings have no confidence.
     """
 
     settings: MergeSettings
     shape: tuple[int, int]
     metres_per_pixel: tuple[float, float]
-    rating_model: Path | None = None
+    models: FittedModels = NO_MODELS
 
     def decode(self, prediction: Sequence[Instance]) -> list[Building]:
         """Return the buildings that touch the image, the best ones first.
@@ -400,7 +398,7 @@ class InstanceDecoder:
         They may extend into its surroundings. They do not overlap: a pixel belongs to the building
         with the most votes there.
         """
-        if self.rating_model and isinstance(prediction, Instances) and prediction.maps:
+        if self.models.selection and isinstance(prediction, Instances) and prediction.maps:
             return self._touching(self._pooled(prediction, prediction.maps))
         least = self.settings.least_score
         prediction = [each for each in prediction if each.score >= least]
@@ -417,35 +415,26 @@ class InstanceDecoder:
         return self._touching(found)
 
     def _touching(self, found: Sequence[Building]) -> list[Building]:
-        """Return the buildings that touch the image, the best ones first."""
+        """Return the buildings that touch the image, rated, the best ones first."""
         image = shapely.box(0, 0, self.shape[1], self.shape[0])
         touching = [building for building in found if building.polygon.intersects(image)]
-        return sorted(touching, key=lambda each: (-each.confidence, each.polygon.wkb))
+        if self.models.calibration is not None:
+            calibration = read_calibration(self.models.calibration)
+            touching = rate_buildings(touching, None, calibration)
+        return sorted(touching, key=lambda each: (-each.score, each.polygon.wkb))
 
     def _pooled(self, prediction: Instances, maps: ProbabilityMaps) -> list[Building]:
         """Choose among the buildings of the cascade and those of the probability maps."""
-        assert self.rating_model is not None
-        model, settings = read_confidence_once(self.rating_model), self.settings
+        assert self.models.selection is not None
+        model, settings = read_selection_once(self.models.selection), self.settings
         corner = np.array([prediction.left, prediction.top])
         labels = draw_found(prediction, maps.shape, corner, settings.threshold)
         scores = np.array([each.score for each in prediction])
-        found = (labels, scores) if model.has_score else None
-        instances = find_instances(maps, settings.watershed)
-        height, width = maps.shape
-        candidates = find_candidates(
-            maps[BUILDING], instances, Box(0, 0, width, height), maps.shape,
-            settings.watershed.least_px, found=found,
-        )  # fmt: skip
-        expected = model.expected_iou(candidates.features)
-        best = non_maximum_suppression(expected, candidates.rivals)
-        best = best[expected[best] >= settings.least_iou]
-        own = {0: instances, FOUND: labels}
-        buildings = []
-        for exact, chosen in outlines_of_layers(candidates, best, own, maps[BUILDING]):
-            present = [index for index, outline in enumerate(exact) if outline is not None]
-            outlines = np.array([exact[index] for index in present], np.object_)
-            ious = expected[chosen][present].tolist()
-            buildings += list(map(Building, self._simplified(outlines, corner), ious))
+        buildings: list[Building] = []
+        for outlines, ious in selected_outlines(
+            maps, settings.watershed, settings.least_iou, model, (labels, scores)
+        ):
+            buildings += map(Building, self._simplified(outlines, corner), ious.tolist())
         return buildings
 
     def _outlined(self, group: Sequence[Instance]) -> list[Building]:

@@ -44,9 +44,9 @@ class MergeSettings(Settings):
         hole_px: holes with a smaller area are filled, pixels of the file.
         simplify_px: tolerance of the outline simplification.
         right_angles: align walls with the building's main directions on the ground.
-        least_iou: with a confidence model, buildings with a lower expected intersection over
+        least_iou: with a selection model, buildings with a lower expected intersection over
             union are dropped.
-        watershed: with a confidence model, how further candidates are found in probability maps.
+        watershed: with a selection model, how further candidates are found in probability maps.
     """
 
     suppression: float = Field(0.3, gt=0, le=1)

@@ -37,10 +37,11 @@ from satmap.tasks.building_instances.merge import (
 )
 from satmap.tasks.building_instances.settings import InstanceLosses, InstanceTaskSettings
 from satmap.tasks.building_instances.tuning import tune_instances
-from satmap.tasks.buildings.confidence import find_confidence
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
+from satmap.tasks.buildings.measures import building_features
 from satmap.tasks.buildings.outputs import BuildingOutputs, BuildingScore, true_buildings
+from satmap.tasks.buildings.selection import find_selection
 from satmap.tasks.buildings.targets import (
     BODY_BIT,
     BORDER_BIT,
@@ -48,8 +49,10 @@ from satmap.tasks.buildings.targets import (
     encode_weights,
     inner_border,
 )
+from satmap.tasks.calibration import CALIBRATION_FILE
 from satmap.tasks.instances import FoundInstances, InstanceTask, WindowCandidates
 from satmap.tasks.losses import IGNORED_BIT
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.tuning.chips import Tuning, TuningRequest
 from satmap.vectors.buildings import Polygons
 from satmap.weights.tensor_file import mismatch, read_tensors
@@ -180,7 +183,7 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         found = self.merge(self.find(image, device, symmetries=1))
         settings = self.recipe.task.vectorizer.of(group_of(chip.image_id))
         decoder = InstanceDecoder(settings, chip.size, chip.metres_per_pixel)
-        rows = [BuildingRow(b.polygon, b.confidence) for b in decoder.decode(found)]
+        rows = [BuildingRow(b.polygon, b.score) for b in decoder.decode(found)]
         return BuildingScore(match_buildings(true_buildings(chip), rows).counts, rows)
 
     # Prediction
@@ -190,9 +193,14 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         """Names of the probability maps that the networks also predict."""
         return self.recipe.task.network.maps
 
-    def find_rating_model(self, weights: Path) -> Path | None:
-        """Return the path of the second-level model beside the networks, if there is one."""
-        return find_confidence(weights) if self.map_names else None
+    def confidence_features(self, with_selection: bool = False) -> tuple[str, ...]:
+        """Return the names of what the confidence of a building is computed from."""
+        return building_features((), with_score=True)
+
+    def find_models(self, weights: Path) -> FittedModels:
+        """Find the selection model and the calibration beside the networks."""
+        selection = find_selection(weights) if self.map_names else None
+        return FittedModels(selection, self.find_calibration(weights / CALIBRATION_FILE))
 
     def predict(self, image: PreparedImage, device: torch.device) -> FoundInstances:
         """Find the buildings of an image, and its probability maps if the networks have any."""
@@ -267,14 +275,14 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
         least = min(settings.of(area).least_score for area in ("", *settings.areas))
         return vote(joined, weights, whole, settings, least)
 
-    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> InstanceDecoder:  # type: ignore[override]
+    def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> InstanceDecoder:  # type: ignore[override]
         """Return the decoder that draws the outlines of buildings."""
         place = chip.image.georeference
         return InstanceDecoder(
             self.recipe.task.vectorizer.of(group_of(chip.image_id)),
             (chip.image.height, chip.image.width),
             place.metres_per_pixel if place else (1.0, 1.0),
-            rating_model,
+            models,
         )
 
     def tune(self, request: TuningRequest) -> Tuning:

@@ -42,7 +42,7 @@ class _Image:
         kept = [
             row
             for row in self.rows
-            if row.confidence >= settings.least_score and row.polygon.area >= settings.least_px
+            if row.score >= settings.least_score and row.polygon.area >= settings.least_px
         ]
         return match_buildings(self.truth, kept).counts
 
@@ -117,7 +117,7 @@ def _images(request: TuningRequest) -> tuple[list[_Image], list[str]]:
     warnings = []
     if left := len(found) + len(truth) - 2 * len(common):
         warnings.append(f"{left} images are only in one of the two files and are left out")
-    scores = [row.confidence for name in common for row in found[name]]
+    scores = [row.score for name in common for row in found[name]]
     if scores and np.min(scores) > GRIDS["least_score"][1]:
         warnings.append(
             f"the lowest score in {request.maps.name} is {np.min(scores):.2f}: predict with a "

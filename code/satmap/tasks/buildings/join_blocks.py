@@ -80,7 +80,7 @@ def join_blocks(
     groups = _groups_of_cut(polygons, own, seen, order)
     in_group = {index for group in groups for index in group}
     rank = {
-        index: (index in in_group, float(shares[index]), found[index].confidence, -index)
+        index: (index in in_group, float(shares[index]), found[index].score, -index)
         for pair in order
         for index in pair
     }
@@ -150,14 +150,19 @@ def _groups_of_cut(
 
 
 def _united(copies: Sequence[Building]) -> Building:
-    """Unite copies of a building; their confidences and probabilities are weighted by area."""
+    """Unite copies of a building; their scores and probabilities are weighted by area."""
     polygons = [copy.polygon for copy in copies]
     areas = shapely.area(polygons)
     whole = shapely.union_all(polygons).simplify(_SIMPLIFY_PX)
-    means = [copy.mean_probability for copy in copies if copy.mean_probability is not None]
-    if len(means) < len(copies):
-        confidence = float(np.average([copy.confidence for copy in copies], weights=areas))
-        return Building(whole, confidence)
-    mean = float(np.average(means, weights=areas))
-    # The confidence without a model, of the whole area.
-    return Building(whole, mean * math.sqrt(whole.area), mean)
+
+    def mean_of(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.average(known, weights=areas)) if len(known) == len(copies) else None
+
+    confidence = mean_of([copy.confidence for copy in copies])
+    mean = mean_of([copy.mean_probability for copy in copies])
+    if mean is None:
+        score = float(np.average([copy.score for copy in copies], weights=areas))
+        return Building(whole, score, confidence=confidence)
+    # The score without a model, of the whole area.
+    return Building(whole, mean * math.sqrt(whole.area), mean, confidence)

@@ -1,7 +1,7 @@
 """What the tasks that find buildings share: labels, validation scores, outputs and exports."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,6 +128,13 @@ class BuildingOutputs(Task):
         found = join_blocks([(box, record.buildings) for box, record in blocks], self.margin_px)
         return ImageBuildings(image_id, None, size, tuple(found), georeference)
 
+    def keep_confident(self, record: ImageBuildings, least: float | None) -> ImageBuildings:
+        """Return the record without buildings whose confidence is below ``least``."""
+        if least is None:
+            return record
+        kept = tuple(b for b in record.buildings if (b.confidence or 0.0) >= least)
+        return replace(record, buildings=kept)
+
     def count(self, record: ImageBuildings) -> int:
         """Return the number of buildings."""
         return len(record.buildings)
@@ -138,7 +145,10 @@ class BuildingOutputs(Task):
             record.image_id,
             record.number,
             record.size,
-            [[b.polygon.wkb_hex, b.confidence, b.mean_probability] for b in record.buildings],
+            [
+                [b.polygon.wkb_hex, b.score, b.mean_probability, b.confidence]
+                for b in record.buildings
+            ],
             georeference_as_json(record.georeference),
         ]
 
@@ -146,8 +156,8 @@ class BuildingOutputs(Task):
         """Restore a record from :meth:`as_json` without loss."""
         image_id, number, (height, width), rows, georeference = content
         found = tuple(
-            Building(shapely.from_wkb(text), float(score), probability)
-            for text, score, probability in rows
+            Building(shapely.from_wkb(text), float(score), probability, confidence)
+            for text, score, probability, confidence in rows
         )
         place = georeference_from_json(georeference)
         return ImageBuildings(image_id, number, (height, width), found, place)
@@ -184,7 +194,7 @@ class BuildingOutputs(Task):
 
 
 def _rows(found: ImageBuildings) -> list[BuildingRow]:
-    return [BuildingRow(building.polygon, building.confidence) for building in found.buildings]
+    return [BuildingRow(building.polygon, building.score) for building in found.buildings]
 
 
 def _write_coco(

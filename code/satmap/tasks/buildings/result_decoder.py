@@ -9,10 +9,14 @@ from shapely.affinity import translate
 
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
+from satmap.rasters.scene import MapSource
 from satmap.rasters.surroundings import read_surroundings, surrounded
-from satmap.tasks.buildings.confidence import ConfidenceModel, read_confidence_once
+from satmap.tasks.buildings.measures import rate_buildings
+from satmap.tasks.buildings.selection import read_selection_once
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.tasks.calibration import read_calibration
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.vectors.buildings import Building
 
 #: Buildings on the edge of a block are whole if they reach at most this far into its neighbours.
@@ -25,16 +29,17 @@ class BuildingDecoder:
 
     Attributes:
         settings: vectoriser settings for the view-angle category of the image.
-        rating_model: file of the confidence model that selects and rates candidates; None to rate
-            buildings by mean probability x square root of the area.
+        models: the selection model that chooses and rates candidates; without one, buildings are
+            rated by mean probability x square root of the area. And the calibration; without one,
+            buildings have no confidence.
     """
 
     settings: BuildingSettings
-    rating_model: Path | None = None
+    models: FittedModels = NO_MODELS
 
     def decode(self, prediction: ProbabilityMaps) -> list[Building]:
         """Return the buildings of an image."""
-        return vectorize_buildings(prediction, self.settings, self._model())
+        return self._rated(prediction)
 
     def decode_file(
         self,
@@ -52,7 +57,7 @@ class BuildingDecoder:
         with open_map_file(path, 1, BUILDING_FILE_MAPS) as file:
             around = read_surroundings(file, neighbours, BUILDING_FILE_MAPS, margin)
             scene, box = surrounded(file.scene, around, margin)
-            found = vectorize_buildings(scene, self.settings, self._model())
+            found = self._rated(scene)
             if check_scale:
                 file.check_scale()
         if not around:
@@ -64,5 +69,11 @@ class BuildingDecoder:
             if each.polygon.intersects(own)
         ]
 
-    def _model(self) -> ConfidenceModel | None:
-        return read_confidence_once(self.rating_model) if self.rating_model else None
+    def _rated(self, maps: MapSource) -> list[Building]:
+        """Return the buildings of maps, with confidences if there is a calibration."""
+        selection, calibration = self.models.selection, self.models.calibration
+        model = read_selection_once(selection) if selection else None
+        found = vectorize_buildings(maps, self.settings, model)
+        if calibration is None:
+            return found
+        return rate_buildings(found, maps, read_calibration(calibration))

@@ -122,9 +122,9 @@ class BuildingSettings(Settings):
             the mask are kept.
         right_angles: align walls with the building's main directions on the ground if they nearly
             follow them, where area and overlap are kept; shared walls stay shared.
-        least_confidence: without a confidence model, buildings with a lower mean probability x
+        least_confidence: without a selection model, buildings with a lower mean probability x
             square root of the area are dropped.
-        least_iou: with a confidence model, buildings with a lower expected IoU are dropped, 0..1.
+        least_iou: with a selection model, buildings with a lower expected IoU are dropped, 0..1.
             F1 penalises a false building as much as a missed one. Average precision ranks by
             confidence and loses nothing by extra buildings, so 0 is best for it.
     """

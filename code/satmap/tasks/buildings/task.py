@@ -18,12 +18,13 @@ from satmap.rasters.probability_maps import ProbabilityMaps, resize_maps
 from satmap.recipes.schema import Recipe
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.base import Batch, Total
-from satmap.tasks.buildings.confidence import find_confidence
 from satmap.tasks.buildings.footprint_task import FootprintTask
 from satmap.tasks.buildings.labels import encode_buildings
 from satmap.tasks.buildings.losses import building_loss
+from satmap.tasks.buildings.measures import building_features
 from satmap.tasks.buildings.outputs import BuildingOutputs, BuildingScore, true_buildings
 from satmap.tasks.buildings.result_decoder import BuildingDecoder
+from satmap.tasks.buildings.selection import find_selection
 from satmap.tasks.buildings.settings import (
     BUILDING,
     BuildingLosses,
@@ -32,6 +33,8 @@ from satmap.tasks.buildings.settings import (
 from satmap.tasks.buildings.targets import BODY_BIT, rasterize_buildings
 from satmap.tasks.buildings.tuning import tune_buildings
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.tasks.calibration import CALIBRATION_FILE
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.tuning.chips import Tuning, TuningRequest
 
 
@@ -86,19 +89,25 @@ class BuildingTask(BuildingOutputs, FootprintTask):
         values = resize_maps(maps.values, chip.size)
         whole = ProbabilityMaps(maps.names, values, chip.metres_per_pixel)
         found = vectorize_buildings(whole, self.recipe.task.vectorizer.of(chip.category))
-        rows = [BuildingRow(building.polygon, building.confidence) for building in found]
+        rows = [BuildingRow(building.polygon, building.score) for building in found]
         counts = match_buildings(true_buildings(chip), rows).counts
         return BuildingScore(counts, rows, Counts.of_pixels(truth, body))
 
     # Prediction
 
-    def find_rating_model(self, weights: Path) -> Path | None:
-        """Return the path of the confidence model beside the networks, if there is a valid one."""
-        return find_confidence(weights)
+    def confidence_features(self, with_selection: bool = False) -> tuple[str, ...]:
+        """Return the names of what the confidence of a building is computed from."""
+        return building_features(self.map_names, with_selection)
 
-    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> BuildingDecoder:
+    def find_models(self, weights: Path) -> FittedModels:
+        """Find the selection model and the calibration beside the networks."""
+        selection = find_selection(weights)
+        path = weights / CALIBRATION_FILE
+        return FittedModels(selection, self.find_calibration(path, selection is not None))
+
+    def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> BuildingDecoder:
         """Return a decoder with the vectoriser settings for the image's view-angle category."""
-        return BuildingDecoder(self.recipe.task.vectorizer.of(self.category(chip)), rating_model)
+        return BuildingDecoder(self.recipe.task.vectorizer.of(self.category(chip)), models)
 
     def tune(self, request: TuningRequest) -> Tuning:
         """Fit the vectoriser settings, by F1 or average precision."""

@@ -168,7 +168,7 @@ def _record(
         found = []
     if chip.size is not None:
         return match_image(chip.truth, results_of(detections_of(found, maps.shape), chip.size))
-    rows = [BuildingRow(building.polygon, building.confidence) for building in found]
+    rows = [BuildingRow(building.polygon, building.score) for building in found]
     return match_buildings(chip.truth, rows).counts
 
 

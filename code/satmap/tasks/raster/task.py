@@ -44,6 +44,7 @@ from satmap.tasks.raster.losses import raster_loss
 from satmap.tasks.raster.masks import ImageMask, Mask, join_masks, outlines_of
 from satmap.tasks.raster.result_decoder import MaskDecoder
 from satmap.tasks.raster.settings import CHIP_PX, RasterLosses, RasterTaskSettings
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.vectors.buildings import Building, ImageBuildings, Polygons
 from satmap.vectors.georeference import Georeference, georeference_as_json, georeference_from_json
 
@@ -122,7 +123,7 @@ class RasterTask(FootprintTask):
 
     # Prediction
 
-    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> MaskDecoder:
+    def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> MaskDecoder:
         """Return the decoder with the recipe's threshold."""
         image = chip.image
         size = image.height, image.width

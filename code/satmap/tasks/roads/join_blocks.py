@@ -181,7 +181,9 @@ def _unite(
     time = before.travel_time_s + after.travel_time_s
     weights = np.array([before.length_m, after.length_m])
     share = weights / weights.sum() if weights.sum() else np.array([0.5, 0.5])
-    confidence = float(share @ (before.confidence, after.confidence))
+    probability = float(share @ (before.mean_probability, after.mean_probability))
+    confidences = before.confidence, after.confidence
+    confidence = None if None in confidences else float(share @ confidences)
     speed = float(weights.sum() / time) if time else before.speed_mps
     nodes = before.nodes[0], after.nodes[1]
     longer = before if before.length_m >= after.length_m else after
@@ -194,6 +196,7 @@ def _unite(
             line=line,
             length_m=length,
             speed_mps=speed,
+            mean_probability=probability,
             confidence=confidence,
             width_m=longer.width_m if width is None else width,
         )

@@ -97,6 +97,25 @@ def encode_roads(chip: Chip, image: NDArray[np.uint8], settings: TargetSettings)
     )
 
 
+def read_true_roads(chip: Chip) -> tuple[list[NDArray[np.float64]], NDArray[np.bool_] | None]:
+    """Return the lines of a chip's true roads, in pixels, and the pixels without complete labels.
+
+    Raises:
+        SatmapError: as :func:`encode_roads`.
+    """
+    info = chip.image
+    if chip.label is None:
+        raise SatmapError(f"{info.path}: no label to compare with.")
+    if is_chip_label(chip.label):
+        label = ChipLabel.read(chip.label)
+        return [shapely.get_coordinates(line) for line in label.shapes.tolist()], label.ignored
+    if info.georeference is None:
+        raise SatmapError(f"{info.path}: no georeference, so its labels cannot be placed.")
+    roads = read_road_labels(chip.label, info.georeference)
+    inside = [part for road in roads for part in clip_to_image(road, info.width, info.height)]
+    return [road.line for road in inside], None
+
+
 def _encode_own(label: ChipLabel, settings: TargetSettings) -> EncodedLabel:
     """Draw the target of a chip that was cut from a user's images.
 

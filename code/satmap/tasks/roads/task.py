@@ -31,9 +31,11 @@ from satmap.submissions.rows import RowsByImage
 from satmap.tasks.base import Batch, Total
 from satmap.tasks.dense import DenseTask
 from satmap.tasks.losses import IGNORED_BIT
+from satmap.tasks.result_decoders import NO_MODELS, FittedModels
 from satmap.tasks.roads.join_blocks import join_blocks
 from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
+from satmap.tasks.roads.measures import road_features
 from satmap.tasks.roads.settings import (
     ROAD,
     ROAD_FILE_MAPS,
@@ -155,10 +157,16 @@ class RoadTask(DenseTask):
 
     # Prediction
 
-    def result_decoder(self, chip: Chip, rating_model: Path | None = None) -> RoadDecoder:
+    def confidence_features(self, with_selection: bool = False) -> tuple[str, ...]:
+        """Return the names of what the confidence of a road is computed from."""
+        return road_features(self.map_names)
+
+    def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> RoadDecoder:
         """Return the decoder of an image; all images share its settings."""
         settings = self.recipe.task
-        return RoadDecoder(settings.vectorizer, settings.default_metres_per_pixel)
+        return RoadDecoder(
+            settings.vectorizer, settings.default_metres_per_pixel, models.calibration
+        )
 
     def find_neighbours(self, footprints: Sequence[ImageFootprint]) -> list[list[Neighbour]]:
         """Return the touching images of each image, because roads continue in them."""
@@ -191,6 +199,12 @@ class RoadTask(DenseTask):
         graph = join_blocks([(box, record.graph) for box, record in blocks], metres)
         return ImageRoads(image_id, self.with_georeference(graph, georeference))
 
+    def keep_confident(self, record: ImageRoads, least: float | None) -> ImageRoads:
+        """Return the record without roads whose confidence is below ``least``."""
+        if least is None:
+            return record
+        return replace(record, graph=record.graph.keep_confident(least))
+
     def count(self, record: ImageRoads) -> int:
         """Return the number of roads."""
         return len(record.graph.edges)
@@ -207,9 +221,10 @@ class RoadTask(DenseTask):
                     edge.line.tolist(),
                     edge.length_m,
                     edge.speed_mps,
-                    edge.confidence,
+                    edge.mean_probability,
                     edge.width_m,
                     edge.speed_source,
+                    edge.confidence,
                 ]
                 for edge in record.graph.edges
             ],

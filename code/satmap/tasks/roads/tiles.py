@@ -21,8 +21,10 @@ import shapely
 from satmap.data.neighbours import ImageFootprint, Neighbour, find_neighbours
 from satmap.rasters.map_files import MAX_VALUES_IN_MEMORY, open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
-from satmap.rasters.scene import Box
+from satmap.rasters.scene import Box, MapSource
 from satmap.rasters.surroundings import read_surroundings, surrounded, with_margin
+from satmap.tasks.calibration import read_calibration
+from satmap.tasks.roads.measures import rate_roads
 from satmap.tasks.roads.settings import ROAD_FILE_MAPS, RoadSettings
 from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.road_graph import RoadGraph, line_length_m
@@ -106,14 +108,23 @@ class RoadDecoder:
     Attributes:
         settings: settings of the vectoriser.
         metres_per_pixel: pixel size of rasters without georeference.
+        calibration: file of the model that computes confidences; None to leave roads uncalibrated.
     """
 
     settings: RoadSettings
     metres_per_pixel: float
+    calibration: Path | None = None
 
     def decode(self, prediction: ProbabilityMaps) -> RoadGraph:
         """Return the road graph of an image, ignoring its neighbours."""
-        return vectorize_roads(prediction, self.settings)
+        return self._rated(prediction)
+
+    def _rated(self, maps: MapSource) -> RoadGraph:
+        """Return the road graph of maps, with confidences if there is a calibration."""
+        graph = vectorize_roads(maps, self.settings)
+        if self.calibration is None:
+            return graph
+        return rate_roads(graph, maps, read_calibration(self.calibration))
 
     def decode_file(
         self,
@@ -139,7 +150,7 @@ class RoadDecoder:
             scene, box = surrounded(file.scene, around, margin)
             pixels = file.width * file.height
             in_windows = file.has_windows and len(file.names) * pixels > MAX_VALUES_IN_MEMORY
-            graph = vectorize_roads(scene if in_windows else scene.at_once(), self.settings)
+            graph = self._rated(scene if in_windows else scene.at_once())
             if scene.shape != file.scene.shape:
                 graph = crop_graph(graph, box, scene.metres_per_pixel)
             if check_scale:

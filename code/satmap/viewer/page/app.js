@@ -428,7 +428,7 @@ const satmap = (() => {
       found.push(["Area", unit().area(shapes.area[number])]);
     }
     const confidence = shapes.confidence[number];
-    if (!Number.isNaN(confidence)) found.push(["Confidence", percent(confidence)]);
+    if (!Number.isNaN(confidence)) found.push([shapes.confidenceName, percent(confidence)]);
     return found;
   }
 
@@ -996,7 +996,9 @@ const satmap = (() => {
     element("summary").textContent = counts.join(" · ");
     element("roads-box").hidden = !roads.count;
     element("buildings-box").hidden = !buildings.count;
-    element("confidence-box").hidden = !(roads.has("confidence") || buildings.has("confidence"));
+    const rated = [roads, buildings].filter((shapes) => shapes.has("confidence"));
+    element("confidence-box").hidden = !rated.length;
+    element("least-name").textContent = `Least ${[...new Set(rated.map((shapes) => shapes.confidenceName.toLowerCase()))].join(" or ")}`;
     element("imagery-box").hidden = !(header.tiles || header.corners);
     element("truth-box").hidden = !header.compare;
     element("modes").hidden = !network;

@@ -30,7 +30,7 @@
  * @property {Place} scale
  */
 /** @typedef {{text: string, detail: string, bounds: [number, number, number, number], lines: Place[][]}} Spot */
-/** @typedef {Record<string, number> & {columns: {name: string, texts?: string[], index: number, numbers: number}[]}} ShapesHeader */
+/** @typedef {Record<string, number> & {confidenceName?: string, columns: {name: string, texts?: string[], index: number, numbers: number}[]}} ShapesHeader */
 /** @typedef {Record<string, number> & {scale: Place}} NetworkHeader */
 /** @typedef {{roads: ShapesHeader, buildings: ShapesHeader, network?: NetworkHeader}} Contents */
 /**
@@ -118,6 +118,8 @@ const satmapData = (() => {
       this.y = summed(array(header.y));
       /** @type {Float32Array} */
       this.confidence = array(header.confidence);
+      // What the confidence is: a calibrated probability, or something else that is called so.
+      this.confidenceName = header.confidenceName || "Confidence";
       const known = (/** @type {string} */ name) => (name in header ? array(header[name]) : null);
       /** @type {Float32Array | null} km/h, seconds, metres */
       this.speed = known("speed");

@@ -174,7 +174,7 @@ const satmapStyle = (() => {
       if (times.length) found.time = byNumber("Travel time", "time", times, [...RAMP].reverse().slice(-times.length - 1), duration);
     }
     if (roads.has("confidence")) {
-      found.confidence = byNumber("Confidence", "confidence", [0.2, 0.4, 0.6, 0.8], RAMP, percent);
+      found.confidence = byNumber(roads.confidenceName, "confidence", [0.2, 0.4, 0.6, 0.8], RAMP, percent);
     }
     const kind = byText("Class", "highway", roads) || byText("Class", "class", roads);
     if (kind) found.class = kind;
@@ -206,7 +206,7 @@ const satmapStyle = (() => {
     /** @type {Record<string, Colouring>} */
     const found = {};
     if (buildings.has("confidence")) {
-      found.confidence = byNumber("Confidence", "confidence", [0.2, 0.4, 0.6, 0.8], RAMP, percent);
+      found.confidence = byNumber(buildings.confidenceName, "confidence", [0.2, 0.4, 0.6, 0.8], RAMP, percent);
     }
     const limits = quantiles(buildings.area);
     if (limits.length) found.area = byNumber("Area", "area", limits, RAMP, units[unit].area);

@@ -66,7 +66,7 @@ def test_a_building_has_its_outline_and_confidence() -> None:
     (building,) = vectorize_buildings(body_maps(body), BuildingSettings(hole_px=5))
     assert building.polygon.equals(shapely.box(20, 10, 50, 30) - shapely.box(30, 15, 36, 20))
     # Mean probability .8, 570 pixels.
-    assert building.confidence == pytest.approx(0.8 * np.sqrt(570))
+    assert building.score == pytest.approx(0.8 * np.sqrt(570))
     assert vectorize_buildings(body_maps(np.zeros((5, 7), np.uint8)), BuildingSettings()) == []
     sure = BuildingSettings(hole_px=5, least_confidence=19.2)
     assert vectorize_buildings(body_maps(body), sure) == []
@@ -83,7 +83,7 @@ def test_windows_do_not_matter(right_angles: bool) -> None:
     for window in (32, 128):
         in_windows = vectorize_buildings(scene, chosen, window=window)
         assert [b.polygon.wkb for b in in_windows] == [b.polygon.wkb for b in at_once]
-        assert [b.confidence for b in in_windows] == [b.confidence for b in at_once]
+        assert [b.score for b in in_windows] == [b.score for b in at_once]
 
 
 @settings(deadline=None, max_examples=25)
@@ -328,7 +328,7 @@ def check_round_trip(chips: Sequence[tuple[list[shapely.Polygon], tuple[int, int
         found = vectorize_buildings(maps_of_labels(labels), EVERYTHING)
         counts = match_buildings(
             [BuildingRow(polygon) for polygon in truth],
-            [BuildingRow(building.polygon, building.confidence) for building in found],
+            [BuildingRow(building.polygon, building.score) for building in found],
         ).counts
         assert (counts.fp, counts.fn) == (0, 0)
         outlines = np.array([building.polygon for building in found])

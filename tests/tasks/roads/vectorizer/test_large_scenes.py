@@ -31,7 +31,10 @@ def assert_same(one: RoadGraph, other: RoadGraph) -> None:
     for edge, duplicate in zip(one.edges, other.edges, strict=True):
         np.testing.assert_array_equal(edge.line, duplicate.line)
         assert (edge.nodes, edge.length_m) == (duplicate.nodes, duplicate.length_m)
-        assert (edge.speed_mps, edge.confidence) == (duplicate.speed_mps, duplicate.confidence)
+        assert (edge.speed_mps, edge.mean_probability) == (
+            duplicate.speed_mps,
+            duplicate.mean_probability,
+        )
 
 
 def drawn(lines: Sequence[Sequence[tuple[float, float]]], size: int = 1000) -> Mask:

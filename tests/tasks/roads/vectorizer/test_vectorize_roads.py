@@ -49,7 +49,7 @@ def check_sound(graph: RoadGraph, shape: tuple[int, int]) -> None:
         assert (np.abs(np.diff(edge.line, axis=0)).max(axis=1) > 0.05).all()
         assert edge.length_m > 0
         assert edge.speed_mps > 0
-        assert 0 <= edge.confidence <= 1
+        assert 0 <= edge.mean_probability <= 1
         if edge.nodes[0] == edge.nodes[1]:
             assert len(np.unique(edge.line, axis=0)) >= 3
     if graph.edges:
@@ -396,7 +396,7 @@ def test_weak_evidence_is_mixed_with_the_prior() -> None:
 def test_confidence_is_the_mean_probability() -> None:
     mask = draw([(0, 100), (400, 100)], shape=(200, 400), value=204)
     (edge,) = graph_of(mask).edges
-    assert edge.confidence == pytest.approx(0.8)
+    assert edge.mean_probability == pytest.approx(0.8)
 
 
 def test_every_speed_bin_is_decoded() -> None:

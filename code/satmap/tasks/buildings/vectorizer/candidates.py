@@ -1,6 +1,6 @@
 """Building candidates: watershed instances, and regions of the building map at 19 thresholds.
 
-No single threshold suits all buildings. A confidence model predicts the IoU of each candidate with
+No single threshold suits all buildings. A selection model predicts the IoU of each candidate with
 its true building, and the best of several candidates for the same building is kept (neptune's open
 solution of the Mapping Challenge). Watershed parts compete with the whole blob in the same way, as
 in the winning solution of SpaceNet 4.

@@ -11,9 +11,10 @@ import shapely
 
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.rasters.scene import Box, MapSource, Scene
-from satmap.tasks.buildings.confidence import ConfidenceModel
+from satmap.tasks.buildings.selection import SelectionModel
 from satmap.tasks.buildings.settings import BUILDING, BuildingSettings
 from satmap.tasks.buildings.vectorizer.candidates import (
+    FOUND,
     THRESHOLDS,
     Candidates,
     find_candidates,
@@ -45,7 +46,7 @@ _WINDOW_PX = 2048
 def vectorize_buildings(
     maps: MapSource,
     settings: BuildingSettings,
-    model: ConfidenceModel | None = None,
+    model: SelectionModel | None = None,
     *,
     window: int | None = None,
 ) -> list[Building]:
@@ -92,7 +93,7 @@ def _outlines(
     maps: ProbabilityMaps,
     crop: Crop,
     settings: BuildingSettings,
-    model: ConfidenceModel | None,
+    model: SelectionModel | None,
     shape: tuple[int, int],
 ) -> Iterator[tuple[Polygons, Floats]]:
     """Yield exact outlines of buildings, in pixels of the crop, with a confidence each."""
@@ -112,6 +113,35 @@ def _outlines(
     best = non_maximum_suppression(expected, found.rivals)
     for outlines, chosen in outlines_of_layers(found, best, {0: instances}, body):
         yield outlines, expected[chosen]
+
+
+def selected_outlines(
+    maps: ProbabilityMaps,
+    settings: BuildingSettings,
+    least_iou: float,
+    model: SelectionModel,
+    found: tuple[Labels, Floats],
+) -> Iterator[tuple[Polygons, Floats]]:
+    """Choose among the candidates of probability maps and the buildings of a cascade.
+
+    ``found`` are the buildings 1..n of the cascade, (height, width), and the score of each.
+
+    Yields:
+        Exact outlines (n,) and their expected IoU (n,), layer by layer.
+    """
+    instances = find_instances(maps, settings)
+    height, width = maps.shape
+    candidates = find_candidates(
+        maps[BUILDING], instances, Box(0, 0, width, height), maps.shape, settings.least_px,
+        found=found if model.has_score else None,
+    )  # fmt: skip
+    expected = model.expected_iou(candidates.features)
+    best = non_maximum_suppression(expected, candidates.rivals)
+    best = best[expected[best] >= least_iou]
+    own = {0: instances, FOUND: found[0]}
+    for exact, chosen in outlines_of_layers(candidates, best, own, maps[BUILDING]):
+        present = exact != np.array(None)
+        yield exact[present], expected[chosen][present]
 
 
 def outlines_of_layers(

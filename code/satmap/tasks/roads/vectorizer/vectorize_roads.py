@@ -127,7 +127,7 @@ def _graph(network: Network, maps: MapSource, settings: RoadSettings) -> RoadGra
     # A loop of fewer than three distinct points has no area.
     network = network.keep(network.counts >= np.where(network.loops, 4, 2)).compact()
     on_ground = replace(network, nodes=network.nodes * scale, points=network.points * scale)
-    speeds, confidence, widths = road_speeds(
+    speeds, probabilities, widths = road_speeds(
         on_ground, maps, settings.speed_evidence, settings.default_speed_mph * MPS_PER_MPH
     )
     source: SpeedSource = "estimated" if all(name in maps for name in SPEED_MAPS) else "default"
@@ -139,16 +139,16 @@ def _graph(network: Network, maps: MapSource, settings: RoadSettings) -> RoadGra
                 line,
                 length,
                 speed,
-                certain,
+                probability,
                 width if width == width else None,
                 source,
             )
-            for (start, end), line, length, speed, certain, width in zip(
+            for (start, end), line, length, speed, probability, width in zip(
                 network.ends.tolist(),
                 network.lines,
                 on_ground.lengths.tolist(),
                 speeds.tolist(),
-                confidence.tolist(),
+                probabilities.tolist(),
                 widths.tolist(),
                 strict=True,
             )

@@ -1,7 +1,7 @@
 """Compare the average precision of buildings for two kinds of confidence.
 
-    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_confidence.py
-    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_confidence.py \\
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_selection.py
+    PYTHONPATH=code:tests/helpers .venv/bin/python benchmarks/building_selection.py \\
         ../shared/data/buildings_mapping_challenge/train WORK
 
 Without arguments, the probability maps are synthetic: blurred and noisy houses, and weaker
@@ -11,7 +11,7 @@ scratch is trained on each half of the images as by ``satmap train``, and predic
 by ``satmap predict --out-of-fold``. This takes a minute of CPU time per network. WORK keeps
 networks and maps and reuses those of ``weight_maps.py``.
 
-The confidence model that rates a quarter of a network's images is fitted to the other three
+The selection model that rates a quarter of a network's images is fitted to the other three
 quarters, so neither the network nor the model has seen the scored images. Three variants are
 compared: the watershed's buildings rated by mean probability x square root of the area, the same
 buildings rated by the model, and candidates of all thresholds selected and rated by the model. The
@@ -38,14 +38,14 @@ from satmap.evaluation.metrics.coco_ap import score_coco
 from satmap.rasters.map_files import open_map_file
 from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.submissions.coco_json import Detection, write_coco_results
-from satmap.tasks.buildings.confidence import (
-    CandidateSample,
-    ConfidenceModel,
-    candidates_of,
-    fit_confidence,
-)
-from satmap.tasks.buildings.confidence import sample as sample_of
 from satmap.tasks.buildings.labels import read_building_labels
+from satmap.tasks.buildings.selection import (
+    CandidateSample,
+    SelectionModel,
+    candidates_of,
+    fit_selection,
+)
+from satmap.tasks.buildings.selection import sample as sample_of
 from satmap.tasks.buildings.settings import BUILDING_FILE_MAPS, BuildingSettings
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons
@@ -181,15 +181,15 @@ def _found(case: _Case) -> tuple[_Buildings, _Buildings, _Buildings]:
     return plain, rated, chosen
 
 
-def _fitted(samples: list[CandidateSample]) -> ConfidenceModel:
-    return fit_confidence([its for its in samples if len(its.ious)]).model
+def _fitted(samples: list[CandidateSample]) -> SelectionModel:
+    return fit_selection([its for its in samples if len(its.ious)]).model
 
 
 def _score(case: _Case, found: _Buildings) -> str:
     sizes = {number: (its.shape[1], its.shape[0]) for number, its in case.labels.items()}
     detections = {
         number: [
-            Detection(_drawn(building, case.labels[number].shape), (0, 0), building.confidence)
+            Detection(_drawn(building, case.labels[number].shape), (0, 0), building.score)
             for building in buildings
         ]
         for number, buildings in found.items()

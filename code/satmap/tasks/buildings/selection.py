@@ -1,4 +1,4 @@
-"""Confidence model: predicts the IoU of a building candidate with the true building.
+"""Selection model: predicts the IoU of a building candidate with the true building.
 
 The model is gradient boosted trees or a random forest (LightGBM), trained on candidates from
 out-of-fold probability maps and the true buildings. Probability maps of training images are
@@ -27,7 +27,7 @@ from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.tracing import Floats, Labels, Mask
 
 #: File name of the model in a weights directory.
-CONFIDENCE_FILE = "building-confidence.txt"
+SELECTION_FILE = "building-selection.txt"
 
 # Largest number of trees, and the step between the numbers tried.
 _MOST_TREES, _STEP = 400, 20
@@ -69,20 +69,20 @@ class CandidateSample:
 
 
 @dataclass(frozen=True)
-class ConfidenceFitResult:
+class SelectionFit:
     """A model that was fitted to all samples, its number of trees and its cross-validated error.
 
     ``error`` is the root mean square error on held-out folds. ``spread`` is the same when the mean
     IoU of the other folds is predicted everywhere.
     """
 
-    model: "ConfidenceModel"
+    model: "SelectionModel"
     trees: int
     error: float
     spread: float
 
 
-class ConfidenceModel:
+class SelectionModel:
     """Predicts the IoU of candidates with their true building."""
 
     def __init__(self, text: str) -> None:
@@ -149,7 +149,7 @@ def candidates_of(
     )
 
 
-def fit_confidence(samples: Sequence[CandidateSample], forest: bool = False) -> ConfidenceFitResult:
+def fit_selection(samples: Sequence[CandidateSample], forest: bool = False) -> SelectionFit:
     """Fit a model to the candidates of validation folds; deterministic.
 
     ``forest`` fits a random forest instead of boosted trees.
@@ -166,7 +166,7 @@ def fit_confidence(samples: Sequence[CandidateSample], forest: bool = False) -> 
     folds = np.unique(fold)
     if len(folds) < 2:
         raise ValueError(
-            f"a confidence model needs candidates from at least two folds, got {len(folds)}"
+            f"a selection model needs candidates from at least two folds, got {len(folds)}"
         )
 
     parameters = _PARAMETERS | (_FOREST if forest else {})
@@ -191,39 +191,39 @@ def fit_confidence(samples: Sequence[CandidateSample], forest: bool = False) -> 
             errors[place] += float(((ious[out] - expected) ** 2).sum())
     best = tried[int(errors.argmin())]
     final = lightgbm.train(parameters, data(np.ones(len(fold), np.bool_)), num_boost_round=best)
-    model = ConfidenceModel(final.model_to_string())
+    model = SelectionModel(final.model_to_string())
     error = float(np.sqrt(errors.min() / len(ious)))
-    return ConfidenceFitResult(model, best, error, float(np.sqrt(spread / len(ious))))
+    return SelectionFit(model, best, error, float(np.sqrt(spread / len(ious))))
 
 
-def find_confidence(weights: Path) -> Path | None:
+def find_selection(weights: Path) -> Path | None:
     """Return the path of the model beside the networks, if there is a valid one.
 
     Raises:
-        SatmapError: as :func:`read_confidence`.
+        SatmapError: as :func:`read_selection`.
     """
-    path = weights / CONFIDENCE_FILE
+    path = weights / SELECTION_FILE
     if not path.exists():
         return None
-    read_confidence(path)
+    read_selection(path)
     return path.resolve()
 
 
-def read_confidence(path: Path) -> ConfidenceModel:
+def read_selection(path: Path) -> SelectionModel:
     """Read a model from the file of its text.
 
     Raises:
         SatmapError: the file cannot be read, is not a model, or has other features.
     """
     try:
-        return ConfidenceModel(path.read_text(encoding="utf-8"))
+        return SelectionModel(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SatmapError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
-        raise SatmapError(f"{path}: {error}. Fit the confidence model again.") from error
+        raise SatmapError(f"{path}: {error}. Fit the selection model again.") from error
 
 
 @lru_cache(maxsize=1)
-def read_confidence_once(path: Path) -> ConfidenceModel:
+def read_selection_once(path: Path) -> SelectionModel:
     """Read the model once per worker: reading takes longer than decoding an image."""
-    return read_confidence(path)
+    return read_selection(path)
