@@ -176,7 +176,7 @@ def _found(case: _Case) -> tuple[_Buildings, _Buildings, _Buildings]:
         expected = model.expected_iou(candidates.features[candidates.layer == 0])
         # Both lists are in the order of the buildings' first pixels.
         pairs = zip(plain[i], expected.tolist(), strict=True)
-        rated[i] = [replace(building, confidence=value) for building, value in pairs]
+        rated[i] = [replace(building, score=value) for building, value in pairs]
         chosen[i] = vectorize_buildings(case.maps[i], case.settings, model)
     return plain, rated, chosen
 

@@ -56,11 +56,12 @@ from satmap.submissions.buildings_csv import BuildingRow
 from satmap.tasks.base import PreparedImage, Task, task_of
 from satmap.tasks.building_instances.merge import InstanceDecoder, Instances
 from satmap.tasks.building_instances.task import BuildingInstanceTask
-from satmap.tasks.buildings.confidence import CandidateSample, fit_confidence
-from satmap.tasks.buildings.confidence import sample as sample_of
 from satmap.tasks.buildings.outputs import BuildingOutputs, BuildingScore, true_buildings
+from satmap.tasks.buildings.selection import CandidateSample, fit_selection
+from satmap.tasks.buildings.selection import sample as sample_of
 from satmap.tasks.buildings.targets import draw_instances
 from satmap.tasks.buildings.vectorizer.vectorize_buildings import vectorize_buildings
+from satmap.tasks.result_decoders import FittedModels
 from satmap.vectors.buildings import Building
 from synthcity.layouts import BuildingLayout, make_building_city
 
@@ -343,7 +344,7 @@ def _pooled(
         truth = np.array([row.polygon for row in true_buildings(chip)], np.object_)
         maps = found[chip.image_id].maps
         assert maps is not None
-        scores = np.array([row.confidence for row in rows])
+        scores = np.array([row.score for row in rows])
         samples.append(
             sample_of(
                 maps, draw_instances(truth, chip.size), number % _GROUPS, settings.watershed,
@@ -352,14 +353,17 @@ def _pooled(
         )  # fmt: skip
     for group in range(_GROUPS):
         others = [each for each in samples if each.fold != group and len(each.ious)]
-        (models / f"{group}.txt").write_text(fit_confidence(others).model.text)
+        (models / f"{group}.txt").write_text(fit_selection(others).model.text)
     result: _Found = {}
     for least in _LEAST:
         changed = settings.model_copy(update={"least_iou": least})
         result[str(least)] = {
             chip.image_id: _rows(
                 InstanceDecoder(
-                    changed, chip.size, chip.metres_per_pixel, models / f"{number % _GROUPS}.txt"
+                    changed,
+                    chip.size,
+                    chip.metres_per_pixel,
+                    FittedModels(models / f"{number % _GROUPS}.txt"),
                 ).decode(found[chip.image_id])
             )
             for number, chip in enumerate(chips)
@@ -368,11 +372,11 @@ def _pooled(
 
 
 def _rows(buildings: Any) -> list[BuildingRow]:
-    return [BuildingRow(each.polygon, each.confidence) for each in buildings]
+    return [BuildingRow(each.polygon, each.score) for each in buildings]
 
 
 def _packed(rows: Sequence[BuildingRow]) -> list[list[Any]]:
-    return [[shapely.to_wkt(row.polygon, rounding_precision=2), row.confidence] for row in rows]
+    return [[shapely.to_wkt(row.polygon, rounding_precision=2), row.score] for row in rows]
 
 
 def _unpacked(rows: Sequence[Sequence[Any]]) -> list[BuildingRow]:
@@ -484,9 +488,9 @@ def _score(truth: _Rows, found: _Rows, all_found: _Rows) -> _Score:
 
 
 def _ranked(true: Sequence[BuildingRow], rows: Sequence[BuildingRow]) -> ImageMatches:
-    ordered = sorted(rows, key=lambda row: -row.confidence)
+    ordered = sorted(rows, key=lambda row: -row.score)
     matches = match_buildings(true, ordered)
-    scores: NDArray[np.float64] = np.array([row.confidence for row in ordered])
+    scores: NDArray[np.float64] = np.array([row.score for row in ordered])
     counted = matches.counted
     right = matches.taken >= 0
     return ImageMatches(scores[counted], right[counted], int(matches.counted_truth.sum()))
