@@ -32,8 +32,11 @@ from satmap.data.own_labels import level_of, read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import LON_LAT, project
+from satmap.networks.ensemble import EnsembleMember
+from satmap.networks.unet import build_network
+from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
-from satmap.recipes.schema import default_recipe, parse_recipe
+from satmap.recipes.schema import default_recipe, load_recipe, parse_recipe
 from satmap.tasks.base import Task, task_of
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
@@ -199,6 +202,29 @@ def test_road_masks_keep_their_width_and_voids_are_ignored(tmp_path: Path) -> No
     (road,) = cached.payload
     assert road.line[:, 1] == pytest.approx(307, abs=1)
     assert road.line[:, 0].max() == pytest.approx(400, abs=5)
+
+
+@pytest.mark.parametrize(
+    "name", ["small-roads", "small-buildings", "small-cascade", "small-open-cities"]
+)
+def test_stated_pixel_size_reaches_training_and_prediction(name: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.png", picture())
+    mask = np.zeros((1, SIDE, SIDE), np.uint8)
+    mask[:, 200:214] = 255
+    write_image(tmp_path / "masks/a.png", mask)
+    data = OwnData((str(tmp_path / "images"),), tmp_path / "masks", metres_per_pixel=0.9)
+    of = task_of(load_recipe(name))
+    inventory = find_own_chips(data, of, 3, tmp_path / "cache")
+    assert "images without georeference: 1, taken as 0.9 m per pixel" in inventory.notes
+    (chip,) = inventory.chips
+    cached = prepare_chip(chip, tmp_path / "prepared", of.recipe.stretch, of)
+    assert cached.metres_per_pixel == (0.9, 0.9)
+    # From this the weights get the pixel size of the training.
+    assert cached.gsd_m == pytest.approx(0.9)
+    network = build_network("resnet18", 3, ("a",), (8,) * 4)
+    image = prepare_image(chip, [EnsembleMember(network)], of)
+    assert image.metres_per_pixel == (0.9, 0.9)
+    assert not image.notes
 
 
 @pytest.mark.parametrize("from_mask", [True, False])
