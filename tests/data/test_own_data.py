@@ -37,12 +37,16 @@ from satmap.networks.unet import build_network
 from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
 from satmap.recipes.schema import default_recipe, load_recipe, parse_recipe
+from satmap.submissions.buildings_csv import read_buildings_csv
 from satmap.tasks.base import Task, task_of
+from satmap.tasks.buildings.confidence import CONFIDENCE_FILE
+from satmap.tasks.buildings.confidence_fit import fit_to_prediction
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
+from synthetic_blocks import maps_of_labels
 from tiny_trainings import TWO_STAGE_MEMBER, road_recipe
 
 UTM = "EPSG:32630"
@@ -584,9 +588,23 @@ def test_training_with_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
     # The folder of the chips is a directory of training images.
     chips = find_own_chips(own, task_of(recipe), 3, tmp_path / "cache")
     folder = folder_of(chips)
-    out = tmp_path / "fold.csv"
-    done = predict([folder], out, context.weights, "cpu", out_of_fold=True)
+    out, maps = tmp_path / "fold.csv", tmp_path / "maps"
+    done = predict([folder], out, context.weights, "cpu", out_of_fold=True, maps=maps)
     assert {frozenset(done.images)} == held_out
+    # A confidence model for these chips, with maps as of a network that has learned for longer.
+    for name in done.images:
+        labels = np.zeros((SIDE, SIDE), np.int32)
+        for index, (left, top, right, bottom) in enumerate(houses, 1):
+            labels[top:bottom, left:right] = index
+        drawn = maps_of_labels(labels, blur=1.5, noise=0.2, seed=int(name)).values[:2]
+        with rasterio.open(maps / f"{name}.tif", "r+") as raster:
+            raster.write(drawn)
+    model, summary, faults = fit_to_prediction(out, maps, context.weights)
+    assert model.name == CONFIDENCE_FILE and not faults
+    assert "candidates from 2 images" in summary
+    predict([folder], tmp_path / "out.csv", context.weights, "cpu")
+    rated = read_buildings_csv(tmp_path / "out.csv")
+    assert all(0 <= row.confidence <= 1 for rows in rated.values() for row in rows)
     assert recipe.task.find_images([folder]).chips == chips.chips
     with pytest.raises(SatmapError, match="holds chips of buildings"):
         task("roads").find_images([folder])
