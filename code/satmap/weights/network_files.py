@@ -97,8 +97,10 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
             f"{len(header.maps)} maps that it claims to be: {fault}. Copy or train it again."
         )
     require_weights(path, tensors)
-    network.to_empty(device="cpu")
-    network.load_state_dict(tensors)
+    # `Module.to_empty` would import torch's compiler.
+    kinds = {name: value.dtype for name, value in network.state_dict().items()}
+    tensors = {name: value.to(kinds[name], copy=True) for name, value in tensors.items()}
+    network.load_state_dict(tensors, assign=True)
     if header.normalization:
         network.encoder.mean = header.normalization.mean
         network.encoder.std = header.normalization.std
