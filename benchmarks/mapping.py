@@ -81,8 +81,10 @@ def main() -> None:
             count = len(list((place / "masks").iterdir()))
             print(f"{count} masks: {found}, {found.beside / count * 1e3:.1f} ms each")
         for kind in ("separate", "adjacent") if options.chips else ():
-            chips = _chips(place / kind, options.chips, kind == "adjacent")
-            found = _measured(_mapping(weights, place, chips, options), options.repeat_window)
+            placed = kind == "adjacent"
+            chips = _chips(place / kind, options.chips, placed)
+            mapping = _mapping(weights, place, chips, options, placed)
+            found = _measured(mapping, options.repeat_window)
             each = found.beside / options.chips * 1e3
             print(f"{options.chips} {kind} chips: {found}, {each:.1f} ms each", flush=True)
 
@@ -152,11 +154,13 @@ class _Figures:
 
 
 def _mapping(
-    weights: Path, place: Path, source: Path, options: argparse.Namespace
+    weights: Path, place: Path, source: Path, options: argparse.Namespace, placed: bool = True
 ) -> Callable[[], PredictionReport]:
+    # Formats of maps need a georeference.
+    exports = (place / "out.gpkg",) if placed else ()
     request = MapRequest(
         (), place / "out.csv", weights, "cpu", options.recipe, workers=options.workers,
-        sources=(str(source),), exports=(place / "out.gpkg",),
+        sources=(str(source),), exports=exports,
     )  # fmt: skip
     return partial(map_sources, request)
 

@@ -33,15 +33,20 @@ from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.evaluation.check import check_files
 from satmap.io.geojson_reader import LON_LAT, project
+from satmap.networks.ensemble import EnsembleMember
+from satmap.networks.unet import build_network
+from satmap.prediction.images import prepare_image
 from satmap.prediction.run import predict
-from satmap.recipes.schema import default_recipe, parse_recipe
-from satmap.submissions.buildings_csv import BuildingRow, write_buildings_csv
+from satmap.recipes.schema import default_recipe, load_recipe, parse_recipe
+from satmap.submissions.buildings_csv import BuildingRow, read_buildings_csv, write_buildings_csv
 from satmap.tasks.base import Task, task_of
+from satmap.tasks.confidence_fit import fit_to_prediction
 from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
 from satmap.weights.members import find_weights
+from synthetic_blocks import maps_of_labels
 from tiny_trainings import TWO_STAGE_MEMBER, road_recipe
 
 UTM = "EPSG:32630"
@@ -201,6 +206,29 @@ def test_road_masks_keep_their_width_and_voids_are_ignored(tmp_path: Path) -> No
     (road,) = cached.payload
     assert road.line[:, 1] == pytest.approx(307, abs=1)
     assert road.line[:, 0].max() == pytest.approx(400, abs=5)
+
+
+@pytest.mark.parametrize(
+    "name", ["small-roads", "small-buildings", "small-cascade", "small-open-cities"]
+)
+def test_stated_pixel_size_reaches_training_and_prediction(name: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.png", picture())
+    mask = np.zeros((1, SIDE, SIDE), np.uint8)
+    mask[:, 200:214] = 255
+    write_image(tmp_path / "masks/a.png", mask)
+    data = OwnData((str(tmp_path / "images"),), tmp_path / "masks", metres_per_pixel=0.9)
+    of = task_of(load_recipe(name))
+    inventory = find_own_chips(data, of, 3, tmp_path / "cache")
+    assert "images without georeference: 1, taken as 0.9 m per pixel" in inventory.notes
+    (chip,) = inventory.chips
+    cached = prepare_chip(chip, tmp_path / "prepared", of.recipe.stretch, of)
+    assert cached.metres_per_pixel == (0.9, 0.9)
+    # From this the weights get the pixel size of the training.
+    assert cached.gsd_m == pytest.approx(0.9)
+    network = build_network("resnet18", 3, ("a",), (8,) * 4)
+    image = prepare_image(chip, [EnsembleMember(network)], of)
+    assert image.metres_per_pixel == (0.9, 0.9)
+    assert not image.notes
 
 
 @pytest.mark.parametrize("from_mask", [True, False])
@@ -581,9 +609,23 @@ def test_training_with_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[st
     # The folder of the chips is a directory of training images.
     chips = find_own_chips(own, task_of(recipe), 3, tmp_path / "cache")
     folder = folder_of(chips)
-    out = tmp_path / "fold.csv"
-    done = predict([folder], out, context.weights, "cpu", out_of_fold=True)
+    out, maps = tmp_path / "fold.csv", tmp_path / "maps"
+    done = predict([folder], out, context.weights, "cpu", out_of_fold=True, maps=maps)
     assert {frozenset(done.images)} == held_out
+    # Models of confidence for these chips, with maps as of a network that has learned for longer.
+    for name in done.images:
+        labels = np.zeros((SIDE, SIDE), np.int32)
+        for index, (left, top, right, bottom) in enumerate(houses, 1):
+            labels[top:bottom, left:right] = index
+        drawn = maps_of_labels(labels, blur=1.5, noise=0.2, seed=int(name)).values[:2]
+        with rasterio.open(maps / f"{name}.tif", "r+") as raster:
+            raster.write(drawn)
+    fitted = fit_to_prediction(out, maps, context.weights)
+    assert not fitted.faults
+    assert any("candidates from 2 images" in line for line in fitted.lines)
+    predict([folder], tmp_path / "out.csv", context.weights, "cpu")
+    rated = read_buildings_csv(tmp_path / "out.csv")
+    assert all(0 <= row.score <= 1 for rows in rated.values() for row in rows)
     assert recipe.task.find_images([folder]).chips == chips.chips
     with pytest.raises(SatmapError, match="holds chips of buildings"):
         task("roads").find_images([folder])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
+from full_disks import full_disk
 from http_servers import Server, http_server
 from repository import SHARED
 from satmap.data import allowed_rasters, remote, s3
@@ -632,3 +633,57 @@ def test_bands_are_chosen_by_their_colours(tmp_path: Path) -> None:
     assert source.bands == (1, 2, 3, 4) and source.colours == (4, 3, 2) and source.has_mask
     plain = read_source(str(write_image(tmp_path / "b.tif", bands=8, dtype="uint16")))
     assert plain.bands == tuple(range(1, 9)) and not plain.has_mask
+
+
+# --- large files without random access ------------------------------------------------------------
+
+
+def large_image(path: Path, bands: int) -> Path:
+    pixels = np.tile(RANDOM.integers(0, 255, (bands, 300, 500)).astype(np.uint8), (1, 7, 5))
+    options = {"LOSSLESS": True} if path.suffix == ".webp" else {}
+    driver = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}[path.suffix]
+    write(path, pixels, driver, placed=False, **options)
+    if path.suffix == ".jpg":
+        # A mask in a file of its own.
+        write(Path(f"{path}.msk"), pixels[:1] & 255, placed=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "bands"), [("a.png", 4), ("a.png", 2), ("a.webp", 3), ("a.jpg", 3)]
+)
+def test_large_files_are_decoded_once(name: str, bands: int, tmp_path: Path) -> None:
+    path = large_image(tmp_path / name, bands)
+    source = read_source(str(path))
+    window = rasterio.windows.Window(1900, 1500, 400, 500)
+    with rasterio.open(path) as file:
+        pixels, mask = file.read(window=window), file.dataset_mask(window=window)
+        colours, flags = file.colorinterp, file.mask_flag_enums
+    with opened(source) as file:
+        assert file.driver == "GTiff"
+        assert np.array_equal(file.read(window=window), pixels)
+        assert np.array_equal(file.dataset_mask(window=window), mask)
+        assert (file.colorinterp, file.mask_flag_enums) == (colours, flags)
+    # Another image under the same name is not mistaken for this one.
+    write(path, np.full((bands, 2100, 2500), 7, np.uint8), source.driver, placed=False)
+    with opened(source) as file:
+        assert (file.read(1, window=window) // 2 == 3).all()
+
+
+def test_damaged_large_files_and_full_disks_are_read_as_before(tmp_path: Path) -> None:
+    whole = large_image(tmp_path / "whole.png", 3)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:-2_000_000])
+    first = rasterio.windows.Window(0, 0, 500, 300)
+    with rasterio.open(whole) as file:
+        pixels = file.read(window=first)
+    with opened(read_source(str(cut))) as file:
+        assert np.array_equal(file.read(window=first), pixels)
+    with (
+        pytest.raises(SatmapError, match=r"cut\.png"),
+        opened(read_source(str(cut))) as file,
+    ):
+        file.read(window=rasterio.windows.Window(0, 1800, 500, 300))
+    with full_disk(1_000_000), opened(read_source(str(whole))) as file:
+        assert file.driver == "PNG"
+        assert np.array_equal(file.read(window=first), pixels)

@@ -29,6 +29,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from huggingface_hub import constants, file_download
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
@@ -139,6 +140,37 @@ def test_a_shrunk_file_is_half_as_large_and_predicts_the_same(
     with pytest.raises(SystemExit):
         main(["weights", "shrink", str(tmp_path / "half.pth"), str(whole)])
     assert "ends in .safetensors" in capsys.readouterr().err
+
+
+def test_the_recipe_in_a_file_is_read_and_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["weights", *map(str, arguments)])
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    file, other = tmp_path / "a.last.safetensors", tmp_path / "b.last.safetensors"
+    recipe = load_recipe("small-buildings")
+    save_weights(file, small_network(), {"recipe": recipe.model_dump_json(), "held_out": '["x"]'})
+    mine = tmp_path / "mine.yaml"
+    assert run("get-recipe", mine, file) == (0, "")
+    assert load_recipe(str(mine)) == recipe
+    content = yaml.safe_load(mine.read_text())
+    content["task"]["vectorizer"] = {"low": 0.3}
+    content["inference"]["tta"] = 1
+    mine.write_text(yaml.safe_dump(content))
+    assert run("set-recipe", other, file, "--recipe", mine) == (0, "")
+    (changed,) = (found for found in find_weights(tmp_path) if found.path == other)
+    assert changed.recipe.task.vectorizer.low == 0.3
+    assert changed.recipe.inference.tta == 1
+    assert changed.held_out == frozenset("x")
+    before, after = read_tensors(file), read_tensors(other)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    content["members"][0]["bands"] = 8
+    mine.write_text(yaml.safe_dump(content))
+    status, printed = run("set-recipe", other, file, "--recipe", mine)
+    assert status == 1 and "trains other networks" in printed
 
 
 def test_an_ensemble_is_described_with_its_mean_scores(tmp_path: Path) -> None:

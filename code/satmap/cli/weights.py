@@ -15,7 +15,10 @@ _SHOWN = 100
 
 def add_weights_actions(commands: Commands) -> None:
     """Add ``weights`` and its actions."""
-    text = "Import, average, shrink or show weight files, or download ImageNet weights of encoders."
+    text = (
+        "Import, average, shrink or show weight files, read or change their recipe, or download "
+        "ImageNet weights of encoders."
+    )
     actions = commands.group("weights", text)
     import_ = actions.add("import", _weights_import)
     import_.value("file FILE", Path, "published weight file")
@@ -30,6 +33,13 @@ def add_weights_actions(commands: Commands) -> None:
     shrink = actions.add("shrink", _weights_shrink)
     shrink.value("output OUT.safetensors", Path, "weight file to write")
     shrink.value("file FILE", Path, "weight file of a network")
+    get_recipe = actions.add("get-recipe", _weights_get_recipe)
+    get_recipe.value("output OUT.yaml", Path, "recipe file to write")
+    get_recipe.value("file FILE", Path, "weight file of a network")
+    set_recipe = actions.add("set-recipe", _weights_set_recipe)
+    set_recipe.value("output OUT.safetensors", Path, "weight file to write")
+    set_recipe.value("file FILE", Path, "weight file of a network")
+    set_recipe.add_argument("--recipe", required=True, help="name of a recipe or .yaml file")
     show = actions.add("show", _weights_show)
     show.value("file FILE", Path, "weight file of satmap")
 
@@ -125,6 +135,58 @@ def _weights_shrink(options: argparse.Namespace) -> int:
     write_derived_manifest(options.output, [options.file], options.arguments)
     sizes = [path.stat().st_size / 1e6 for path in (options.output, options.file)]
     print(f"{options.output}: {sizes[0]:.1f} MB instead of {sizes[1]:.1f} MB")
+    return 0
+
+
+def _weights_get_recipe(options: argparse.Namespace) -> int:
+    """Write the recipe that a weight file holds, to change settings of the prediction in it.
+
+    Use the changed file with `map` or `predict --recipe`.
+
+    Examples:
+      satmap weights get-recipe mine.yaml weights/all-efficientnet_lite0-3band.last.safetensors
+    """
+    from satmap.cli.checks import require_networks
+    from satmap.submissions.output_checks import require_recipe_output
+
+    require_networks([options.file])
+    require_recipe_output(options.output)
+    import yaml
+
+    from satmap.io.files import write_text
+    from satmap.weights.header import read_weights_metadata
+    from satmap.weights.members import WeightFile
+
+    recipe = WeightFile(options.file, read_weights_metadata(options.file)).recipe
+    content = recipe.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    write_text(options.output, text)
+    print(f"{options.output}: recipe {recipe.name}")
+    return 0
+
+
+def _weights_set_recipe(options: argparse.Namespace) -> int:
+    """Store a network with other settings of the prediction, such as those that tune has fitted.
+
+    Only `inference` and the vectoriser's settings may differ from the recipe in the file. Scores in
+    the file stay those of the training. A confidence model must be fitted anew.
+
+    Examples:
+      satmap weights set-recipe b/a.last.safetensors a/a.last.safetensors --recipe tuned.yaml
+    """
+    from satmap.cli.checks import require_networks
+    from satmap.recipes.schema import load_recipe
+
+    _require_suffix(options.output)
+    recipe = load_recipe(options.recipe)
+    require_networks([options.file])
+    require_writable(options.output)
+    from satmap.provenance.manifest import write_derived_manifest
+    from satmap.weights.network_files import set_recipe
+
+    set_recipe(options.output, options.file, recipe)
+    write_derived_manifest(options.output, [options.file], options.arguments)
+    print(f"{options.output}: with the settings of {options.recipe}")
     return 0
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _HEADER_KEYS = {"shape", "metres_per_pixel", "payload", "count", "repaired", "sources"}
 
 # Increase this number when the content of a cached file changes for the same inputs and settings.
-_FORMAT = "7"
+_FORMAT = "8"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Read images: header, band selection and the contrast stretch to 8 bits."""
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class ImageInfo:
         georeference: None if the file has none.
         is_stretched: whether the pixels are stretched to 8 bits already, with 0 for no data and
             the bands in the networks' order.
+        stated_metres: pixel size along x and y that the user stated, for images without
+            georeference; None if not stated.
     """
 
     path: Path
@@ -67,16 +70,22 @@ class ImageInfo:
     dtype: str
     georeference: Georeference | None
     is_stretched: bool = False
+    stated_metres: tuple[float, float] | None = None
+
+    @property
+    def metres_per_pixel(self) -> tuple[float, float] | None:
+        """Pixel size along x and y, of the georeference or as stated; None if not known."""
+        return self.georeference.metres_per_pixel if self.georeference else self.stated_metres
 
     def gsd_m(self, input_px: int | None = None) -> float | None:
         """Return the pixel size in metres, the geometric mean of both axes; None if not known.
 
         ``input_px`` is the longer side to which the image is resized; None for its own size.
         """
-        if self.georeference is None:
+        if self.metres_per_pixel is None:
             return None
         longer = max(self.width, self.height)
-        return self.georeference.gsd_m * longer / (input_px or longer)
+        return math.sqrt(math.prod(self.metres_per_pixel)) * longer / (input_px or longer)
 
 
 def read_info(path: Path, product: str) -> ImageInfo:

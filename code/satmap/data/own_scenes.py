@@ -201,13 +201,10 @@ def plan_masks(
         raise SatmapError(next(iter((faults | unread).values())))
     notes = [f"labels: {counted(len(pairs), 'mask')}"]
     unplaced = sum(scene.mosaic.georeference is None for scene in scenes)
-    if unplaced and task.default_metres_per_pixel:
-        size = data.metres_per_pixel
+    if unplaced and (size := data.metres_per_pixel or task.default_metres_per_pixel):
+        advice = "" if data.metres_per_pixel else "; --metres-per-pixel states another size"
         notes.append(
-            f"images without georeference: {unplaced}, taken as {size:g} m per pixel"
-            if size
-            else f"images without georeference: {unplaced}, taken as "
-            f"{task.default_metres_per_pixel:g} m per pixel; --metres-per-pixel states another size"
+            f"images without georeference: {unplaced}, taken as {size:g} m per pixel{advice}"
         )
     unlabelled = tuple(image for image in images if image.name not in pairs)
     scenes = _with_area(_uniquely_named(scenes), data)

@@ -25,6 +25,7 @@ from satmap.data.allowed_rasters import (
     require_allowed,
     why_unreadable,
 )
+from satmap.data.random_access import open_copy
 from satmap.data.remote import Opener
 from satmap.errors import SatmapError
 from satmap.io.gdal import DRIVERS, require_possible_size
@@ -267,15 +268,18 @@ def opened(source: Source) -> Iterator[rasterio.DatasetReader]:
     Raises:
         SatmapError: it cannot be opened or read any more.
     """
-    with _opened(source.name, source.path, source.driver, source.zoom) as file:
+    with _opened(source.name, source.path, source.driver, source.zoom, copied=True) as file:
         yield file
 
 
 @contextlib.contextmanager
 def _opened(
-    name: str, path: str, driver: str, zoom: int | None
+    name: str, path: str, driver: str, zoom: int | None, *, copied: bool = False
 ) -> Iterator[rasterio.DatasetReader]:
-    """Open a raster by one driver, and name it in all errors of GDAL."""
+    """Open a raster by one driver, and name it in all errors of GDAL.
+
+    With ``copied`` it may be a copy of a large file without random access.
+    """
     options: dict[str, Any] = (
         {"ZOOM_LEVEL": zoom} if driver == "MBTiles" and zoom is not None else {}
     )
@@ -285,7 +289,8 @@ def _opened(
     try:
         with (
             rasterio.Env(**(_REMOTE if is_remote_path(path) else _LOCAL)),
-            rasterio.open(opener.path if opener else path, driver=driver, **options) as file,
+            (copied and open_copy(path, driver))
+            or rasterio.open(opener.path if opener else path, driver=driver, **options) as file,
         ):
             refuse_overview_files(file)
             yield file

@@ -69,8 +69,8 @@ def prepare_image(
             )
         default = task.default_metres_per_pixel
         size = default or 1.0, default or 1.0
-        if info.georeference is not None:
-            size = info.georeference.metres_per_pixel
+        if info.metres_per_pixel is not None:
+            size = info.metres_per_pixel
         elif default is not None:
             notes.append(f"images without georeference are assumed to have {default:g} m per pixel")
         return PreparedImage(info, pixels, fitting, size, tuple(notes), category, large, inside)

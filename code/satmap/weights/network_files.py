@@ -13,6 +13,7 @@ from satmap.errors import SatmapError
 from satmap.networks.encoders import Encoder, adapt_first_conv, pretrained_config
 from satmap.networks.layers import without_values
 from satmap.networks.unet import UNet, build_network
+from satmap.recipes.schema import Recipe
 from satmap.weights.header import (
     CHECKSUM,
     FORMAT_KEY,
@@ -25,6 +26,7 @@ from satmap.weights.header import (
     read_weights_metadata,
     require_weight_file,
 )
+from satmap.weights.members import WeightFile
 from satmap.weights.pickles import read_pickle, require_state_dict
 from satmap.weights.pretrained import encoder_part, how_to_get
 from satmap.weights.tensor_file import mismatch, read_tensors, require_weights, write_tensors
@@ -97,8 +99,10 @@ def load_weights(path: Path) -> tuple[UNet, dict[str, str]]:
             f"{len(header.maps)} maps that it claims to be: {fault}. Copy or train it again."
         )
     require_weights(path, tensors)
-    network.to_empty(device="cpu")
-    network.load_state_dict(tensors)
+    # `Module.to_empty` would import torch's compiler.
+    kinds = {name: value.dtype for name, value in network.state_dict().items()}
+    tensors = {name: value.to(kinds[name], copy=True) for name, value in tensors.items()}
+    network.load_state_dict(tensors, assign=True)
     if header.normalization:
         network.encoder.mean = header.normalization.mean
         network.encoder.std = header.normalization.std
@@ -117,6 +121,26 @@ def shrink_weights(output: Path, file: Path) -> None:
     network, metadata = load_weights(file)
     others = {key: value for key, value in metadata.items() if key not in HEADER_KEYS}
     save_weights(output, network, others, half=True)
+
+
+def set_recipe(output: Path, file: Path, recipe: Recipe) -> None:
+    """Write a network with another recipe, which differs only in settings of the prediction.
+
+    These are those of ``inference`` and of the vectoriser, for example fitted ones.
+
+    Raises:
+        SatmapError: the file cannot be read, the recipe trains other networks than the file's, or
+            the result cannot be written.
+    """
+    metadata = read_metadata(file)
+    known = WeightFile(file, metadata).recipe
+    if known.training_fingerprint != recipe.training_fingerprint:
+        raise SatmapError(
+            f"recipe {recipe.name} trains other networks than that of {file}, {known.name}. Change "
+            "only settings of the prediction, in a copy that `satmap weights get-recipe` writes."
+        )
+    kept = {key: value for key, value in metadata.items() if key not in (CHECKSUM, FORMAT_KEY)}
+    write_tensors(output, read_tensors(file), kept | {"recipe": recipe.model_dump_json()})
 
 
 def load_pretrained_encoder(encoder: Encoder, path: Path) -> None:

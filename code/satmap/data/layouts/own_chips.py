@@ -129,6 +129,7 @@ def list_chips(directory: Path, content: Mapping[str, Any], folds: int) -> Inven
         info = ImageInfo(
             directory / f"{record['id']}.tif", RGB, record["width"], record["height"],
             record["bands"], "uint8", georeference, is_stretched=True,
+            stated_metres=tuple(record["metres"]) if record["metres"] else None,
         )  # fmt: skip
         label = directory / f"{record['id']}{CHIP_LABEL_SUFFIX}"
         chips.append(

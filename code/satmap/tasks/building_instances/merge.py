@@ -21,7 +21,7 @@ from satmap.tasks.buildings.selection import read_selection_once
 from satmap.tasks.buildings.vectorizer.candidates import (
     non_maximum_suppression,
 )
-from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
+from satmap.tasks.buildings.vectorizer.polygons import clipped, exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.right_angles import squared_outlines, touching
 from satmap.tasks.buildings.vectorizer.tracing import (
     Floats,
@@ -489,16 +489,14 @@ class InstanceDecoder:
                 # Shared walls stay shared: neighbours get the same vertices.
                 coverage = shapely.segmentize(exact[group], 1.0)
                 outlines[group] = shapely.coverage_simplify(coverage, settings.simplify_px)
-        outlines = shapely.transform(outlines, lambda xy: xy + corner)
+        outlines, exact = (
+            shapely.transform(each, lambda xy: xy + corner) for each in (outlines, exact)
+        )
         if settings.right_angles:
             outlines = squared_outlines(
-                shapely.transform(exact, lambda xy: xy + corner),
-                outlines,
-                settings.simplify_px,
-                self.shape,
-                self.metres_per_pixel,
+                exact, outlines, settings.simplify_px, self.shape, self.metres_per_pixel
             )
-        return np.asarray(outlines, np.object_)
+        return clipped(outlines, exact, self.shape)
 
 
 def draw_found(

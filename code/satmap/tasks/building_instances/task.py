@@ -277,11 +277,10 @@ class BuildingInstanceTask(BuildingOutputs, InstanceTask):
 
     def result_decoder(self, chip: Chip, models: FittedModels = NO_MODELS) -> InstanceDecoder:  # type: ignore[override]
         """Return the decoder that draws the outlines of buildings."""
-        place = chip.image.georeference
         return InstanceDecoder(
             self.recipe.task.vectorizer.of(group_of(chip.image_id)),
             (chip.image.height, chip.image.width),
-            place.metres_per_pixel if place else (1.0, 1.0),
+            chip.image.metres_per_pixel or (1.0, 1.0),
             models,
         )
 

@@ -172,11 +172,10 @@ def encode_buildings(
     # Pixels without image data count as background.
     bits[~image.any(axis=2)] = 0
     bits[ignored_pixels(chip, (height, width))] = ignored
-    georeference = chip.image.georeference
     return EncodedLabel(
         arrays={"target": target},
         payload=shapely.to_wkb(labels.outlines, hex=True).tolist(),
         count=len(labels.outlines),
-        metres_per_pixel=georeference.metres_per_pixel if georeference else (1.0, 1.0),
+        metres_per_pixel=chip.image.metres_per_pixel or (1.0, 1.0),
         repaired=labels.repaired,
     )

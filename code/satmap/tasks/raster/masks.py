@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from satmap.rasters.scene import Box
 from satmap.submissions.mask_rasters import MaskFile, encode_mask, open_mask, read_mask
-from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
+from satmap.tasks.buildings.vectorizer.polygons import clipped, exact_polygons, simplify_outlines
 from satmap.tasks.buildings.vectorizer.tracing import connected
 from satmap.vectors.buildings import Polygons
 from satmap.vectors.georeference import Georeference
@@ -121,4 +121,5 @@ def outlines_of(mask: Mask, simplify_px: float) -> Polygons:
             cut += found[on_seam].tolist()
     whole += shapely.get_parts(shapely.union_all(cut)).tolist()
     whole.sort(key=lambda polygon: (polygon.bounds[1], polygon.bounds[0], polygon.wkb))
-    return simplify_outlines(np.array(whole, np.object_), simplify_px)
+    exact = np.array(whole, np.object_)
+    return clipped(simplify_outlines(exact, simplify_px), exact, mask.shape)

@@ -6,8 +6,12 @@ import pytest
 import rasterio
 import rasterio.features
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 from shapely.affinity import rotate, translate
 
 from repository import SHARED
@@ -15,6 +19,7 @@ from satmap.rasters.probability_maps import ProbabilityMaps
 from satmap.tasks.buildings.settings import BORDER, BUILDING, CONTACT, BuildingSettings
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import exact_polygons, simplify_outlines
+from satmap.tasks.buildings.vectorizer.tracing import connected_groups
 from vegas_buildings import vegas_truth
 
 VEGAS = SHARED / "data/buildings_sn2/AOI_2_Vegas_Train"
@@ -156,3 +161,14 @@ def test_vegas_labels_round_trip() -> None:
 def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="low is above"):
         BuildingSettings(low=0.6)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 120), st.integers(0, 120))
+def test_groups_are_those_of_scipy(seed: int, count: int, number: int) -> None:
+    pairs = np.random.default_rng(seed).integers(0, count, (2, number))
+    graph = sparse.coo_array((np.ones(number), tuple(pairs)), shape=(count, count))
+    expected = connected_components(graph, directed=False)[1]
+    found = connected_groups(pairs, count)
+    assert found.dtype == np.int32
+    assert found.tolist() == expected.tolist()

@@ -257,6 +257,24 @@ def test_right_angles_fit_and_shared_walls_stay_shared() -> None:
     assert length[inside & (off < 5)].sum() > 0.85 * length[inside].sum()
 
 
+@pytest.mark.parametrize("right_angles", [True, False])
+def test_outlines_end_at_the_edge_of_the_image(right_angles: bool) -> None:
+    shape = (300, 300)
+    maps = maps_of_labels(made_blocks(3, 300, 17, (9, 40)).labels, blur=1.5, noise=0.15, seed=3)
+    settings = BuildingSettings(right_angles=right_angles)
+    found = [building.polygon for building in vectorize_buildings(maps, settings)]
+    image = shapely.box(0, 0, *shape)
+    at_edge = [polygon for polygon in found if polygon.intersects(image.exterior)]
+    assert len(at_edge) > 5
+    assert all(polygon.is_valid and image.covers(polygon) for polygon in found)
+    # Without the clipping some of them leave the image.
+    exact = exact_polygons(find_instances(maps, settings))
+    free = simplify_outlines(exact, settings.simplify_px)
+    if right_angles:
+        free = squared_outlines(exact, free, settings.simplify_px, shape)
+    assert not shapely.covers(image, free).all()
+
+
 def test_right_angles_are_right_on_the_ground() -> None:
     """Pixels as in Paris: .197 m wide and .298 m high."""
     metres = np.array([0.197, 0.298])

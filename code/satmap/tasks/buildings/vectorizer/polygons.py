@@ -81,6 +81,24 @@ def simplify_outlines(exact: Polygons, tolerance: float) -> Polygons:
     return simple
 
 
+def clipped(outlines: Polygons, exact: Polygons, shape: tuple[int, int]) -> Polygons:
+    """Clip outlines to the image where the exact ones lie within it.
+
+    Moved walls may leave the image by some pixels. ``shape`` is its height and width.
+    """
+    image = np.array([0, 0, shape[1], shape[0]])
+    # Both are positive outside the image.
+    beyond, before = (
+        ((image - shapely.bounds(polygons).reshape(-1, 4)) * [1, 1, -1, -1]).max(axis=1)
+        for polygons in (outlines, exact)
+    )
+    kept: Polygons = outlines.copy()
+    for index in np.flatnonzero((beyond > 0) & (before <= 0)).tolist():
+        parts = shapely.get_parts(shapely.intersection(outlines[index], shapely.box(*image)))
+        kept[index] = max(parts, key=shapely.area)
+    return kept
+
+
 class _Rings(NamedTuple):
     """Rings of polygons, without the repeated last vertex."""
 

@@ -76,8 +76,30 @@ def corners_of(boxes: Sequence[tuple[slice, slice]]) -> Ints:
     return np.array(corners, np.int64).reshape(-1, 4)
 
 
+# Up to this number of pairs and things, groups are found without a sparse matrix.
+_FEW = 100
+
+
 def connected_groups(pairs: Ints, count: int) -> Labels:
-    """Number the groups of ``count`` things that pairs (2, n) connect, from 0; int32 (count,)."""
+    """Number the groups of ``count`` things that pairs (2, n) connect, from 0; int32 (count,).
+
+    Groups are numbered by their first thing.
+    """
+    if max(pairs.shape[1], count) <= _FEW:
+        # Sparse matrices take a millisecond. The first thing of a group represents it.
+        before = list(range(count))
+        for one, other in pairs.T.tolist():
+            while before[one] != one:
+                one = before[one]
+            while before[other] != other:
+                other = before[other]
+            before[max(one, other)] = min(one, other)
+        number: list[int] = []
+        groups = 0
+        for thing, earlier in enumerate(before):
+            number.append(groups if earlier == thing else number[earlier])
+            groups += earlier == thing
+        return np.array(number, np.int32)
     graph = sparse.coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int32)
 

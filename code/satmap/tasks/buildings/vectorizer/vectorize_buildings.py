@@ -23,6 +23,7 @@ from satmap.tasks.buildings.vectorizer.candidates import (
 )
 from satmap.tasks.buildings.vectorizer.find_instances import find_instances
 from satmap.tasks.buildings.vectorizer.polygons import (
+    clipped,
     dilated,
     exact_polygons,
     simplify_outlines,
@@ -188,6 +189,7 @@ def _drawn(
     outlines = _moved(simplify_outlines(_moved(exact, -corners), settings.simplify_px), corners)
     if settings.right_angles:
         outlines = squared_outlines(exact, outlines, settings.simplify_px, shape, metres_per_pixel)
+    outlines = clipped(outlines, exact, shape)
     # Sort buildings by their first pixel, where the exact outline starts.
     starts = shapely.get_coordinates(shapely.get_point(shapely.get_exterior_ring(exact), 0))
     columns, rows = starts.T.tolist()
