@@ -1,14 +1,12 @@
 """Land cover: lawns, fields, the park with its pond, and all trees."""
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 from shapely import LineString, Polygon, STRtree, box, points
 
-from synthcity.blocks import Built
-from synthcity.network import CARRIAGEWAY_M, Edge, corridor
-from synthcity.plan import Box, Cell, District, FloatArray, Plan, dense
+from synthcity.decks import deck_width
+from synthcity.network import CARRIAGEWAY_M, Edge
+from synthcity.plan import CORRIDOR_M, Box, Cell, District, FloatArray, Plan, dense
+from synthcity.solids import Solid
 from synthcity.spectra import Material
 from synthcity.strokes import (
     CROWN_VARIANTS,
@@ -16,6 +14,7 @@ from synthcity.strokes import (
     Fill,
     Stripe,
     Stroke,
+    across,
     outline,
     point_at,
     rectangle,
@@ -58,17 +57,18 @@ def ground_strokes(plan: Plan, rng: np.random.Generator) -> list[Stroke]:
 
 
 def _motorway_strip(plan: Plan) -> list[Stroke]:
-    strip = corridor(plan)
-    if strip is None:
+    if plan.motorway is None:
         return []
-    around = plan.bounds
-    (y,) = [row.place for row in plan.rows if row.highway == "motorway"]
-    middle = LineString(plan.warp(dense((around.x0, y), (around.x1, y))))
-    return [
-        Fill(strip, Material.DRY_GRASS, 0.95),
-        Fill(ribbon(middle, 2 * CARRIAGEWAY_M), Material.GRAVEL, 0.9),
-        Fill(ribbon(middle, 0.7), Material.CONCRETE, 1.2),
-    ]
+    around, y = plan.bounds, plan.motorway.place
+    strip = Box(around.x0, y - CORRIDOR_M, around.x1, y + CORRIDOR_M)
+    strokes: list[Stroke] = [Fill(plan.warp(strip.ring()), Material.DRY_GRASS, 0.95)]
+    if not plan.motorway.height:
+        middle = LineString(plan.warp(dense((around.x0, y), (around.x1, y))))
+        strokes += [
+            Fill(ribbon(middle, 2 * CARRIAGEWAY_M), Material.GRAVEL, 0.9),
+            Fill(ribbon(middle, 0.7), Material.CONCRETE, 1.2),
+        ]
+    return strokes
 
 
 def _fields(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
@@ -159,25 +159,16 @@ def _pond(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
     ]
 
 
-@dataclass(frozen=True)
-class Trees:
-    """Tree crowns and their shadows, in the same order."""
-
-    crowns: tuple[Crown, ...]
-    shadows: tuple[Crown, ...]
-
-
 def plant(
     plan: Plan,
     edges: list[Edge],
-    built: Built,
+    solids: list[Solid],
     ground: list[Fill],
-    sun: tuple[float, float],
     rng: np.random.Generator,
-) -> Trees:
-    """Plant trees whose trunks stand neither on a road nor in a house.
+) -> list[Crown]:
+    """Plant trees whose trunks stand neither on a road nor in a house, water or paving.
 
-    Crowns may overhang both, because overhanging trees also hide real roads.
+    Crowns may overhang roads and roofs, because overhanging trees also hide real roads.
     """
     places = [_street_trees(edges, rng), _motorway_trees(edges, rng)]
     for cell in plan.cells:
@@ -186,50 +177,35 @@ def plant(
             places.append(_hedge(cell, plan, rng))
     candidates = np.concatenate(places)
     around = plan.bounds
-    inside = (
-        (candidates[:, 0] > around.x0) & (candidates[:, 0] < around.x1)
-        & (candidates[:, 1] > around.y0) & (candidates[:, 1] < around.y1)
-    )  # fmt: skip
+    x, y = candidates[:, 0], candidates[:, 1]
+    inside = (x > around.x0) & (x < around.x1) & (y > around.y0) & (y < around.y1)
     candidates = candidates[inside]
-    kept = candidates[_free(candidates, edges, built, ground)]
-    crowns = tuple(_crown(x, y, radius, rng) for x, y, radius in kept)
-    shadows = tuple(_shadow(crown, sun) for crown in crowns)
-    return Trees(crowns, shadows)
+    hard = [edge.line.buffer(_bare_width(edge) / 2 + 0.7, quad_segs=2)
+            for edge in edges if edge.layer >= 0]  # fmt: skip
+    hard += [Polygon(solid.footprint.exterior) for solid in solids]
+    wet_or_paved = {Material.ASPHALT, Material.CONCRETE, Material.POOL, Material.WATER}
+    hard += [Polygon(fill.points) for fill in ground if fill.material in wet_or_paved]
+    trunks = points(candidates[:, :2])
+    blocked = STRtree(hard).query(trunks, predicate="dwithin", distance=0.6)[0]
+    return [_crown(*tree, rng) for tree in np.delete(candidates, blocked, axis=0).tolist()]
+
+
+def _bare_width(edge: Edge) -> float:
+    """Return the width without trunks: the carriageway, or a deck, which taller trees overhang."""
+    return deck_width(edge) + 2.0 if edge.deck else edge.street.width_m
 
 
 def _crown(x: float, y: float, radius: float, rng: np.random.Generator) -> Crown:
     material = Material.DRY_TREE if rng.random() < 0.25 else Material.TREE
     variant = int(rng.integers(CROWN_VARIANTS))
-    return Crown(float(x), float(y), float(radius), variant, material, rng.uniform(0.75, 1.25))
-
-
-def _shadow(crown: Crown, sun: tuple[float, float]) -> Crown:
-    # The middle of a crown is about 1.5 radii above the ground.
-    lift = 1.5 * crown.radius
-    return Crown(
-        crown.x + sun[0] * lift, crown.y + sun[1] * lift, crown.radius, crown.variant, None
-    )
-
-
-def _free(
-    candidates: FloatArray, edges: list[Edge], built: Built, ground: list[Fill]
-) -> NDArray[np.intp]:
-    """Return indices of candidates (n, 3) that avoid roads, roofs, car parks and water."""
-    trunks = points(candidates[:, :2])
-    hard = [edge.line.buffer(edge.street.width_m / 2 + 0.7, quad_segs=2) for edge in edges]
-    hard += [Polygon(building.outline) for building in built.buildings]
-    wet_or_paved = {Material.ASPHALT, Material.CONCRETE, Material.POOL, Material.WATER}
-    hard += [Polygon(fill.points) for fill in ground if fill.material in wet_or_paved]
-    blocked = np.zeros(len(candidates), dtype=bool)
-    blocked[STRtree(hard).query(trunks, predicate="dwithin", distance=0.6)[0]] = True
-    return np.flatnonzero(~blocked)
+    return Crown(x, y, radius, variant, material, rng.uniform(0.75, 1.25))
 
 
 def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
     """Place rows of trees along streets, dense or sparse: float64 (n, 3), x, y, radius."""
     trees = []
     for edge in edges:
-        if edge.street.highway not in _STREETS or edge.bridge:
+        if edge.street.highway not in _STREETS or not edge.level:
             continue
         leafy = rng.choice((0.08, 0.4, 0.85))
         grown = rng.uniform(2.4, 4.2) + 2.6 * leafy
@@ -239,7 +215,7 @@ def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
                     continue
                 here, along = point_at(edge.line, distance + rng.uniform(-1.5, 1.5))
                 aside = side * (edge.street.width_m / 2 + rng.uniform(0.6, 2.0))
-                x, y = here + np.array((-along[1], along[0])) * aside
+                x, y = here + across(along) * aside
                 trees.append((x, y, grown * rng.uniform(0.7, 1.25)))
     return _rows(trees)
 
@@ -254,7 +230,7 @@ def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
             if rng.random() < 0.3:
                 here, along = point_at(edge.line, distance)
                 aside = rng.choice((-1, 1)) * (edge.street.width_m / 2 + rng.uniform(12, 24))
-                x, y = here + np.array((-along[1], along[0])) * aside
+                x, y = here + across(along) * aside
                 trees.append((x, y, rng.uniform(1.8, 4.0)))
     return _rows(trees)
 
@@ -262,7 +238,10 @@ def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
 def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
     """Place trees all over a cell; in parks they stand in clumps."""
     land = cell.box
-    near = box(*_corners(cell)).intersection(box(*_around(plan)))
+    around = plan.bounds
+    near = box(land.x0, land.y0, land.x1, land.y1).intersection(
+        box(around.x0, around.y0, around.x1, around.y1)
+    )
     count = int(rng.poisson(_DENSITY[cell.district] * near.area / 1e4))
     if cell.district is District.PARK:
         clumps = rng.uniform((land.x0, land.y0), (land.x1, land.y1), (max(1, count // 14), 2))
@@ -274,15 +253,6 @@ def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatAr
         places = rng.uniform((x0, y0), (x1, y1), (count, 2))
     radius = rng.gamma(7, 0.42, count).clip(1.0, 6.5)
     return np.column_stack([plan.warp(places), radius])
-
-
-def _corners(cell: Cell) -> tuple[float, float, float, float]:
-    return cell.box.x0, cell.box.y0, cell.box.x1, max(cell.box.y0, cell.box.y1)
-
-
-def _around(plan: Plan) -> tuple[float, float, float, float]:
-    around = plan.bounds
-    return around.x0, around.y0, around.x1, around.y1
 
 
 def _hedge(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:

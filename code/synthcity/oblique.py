@@ -7,21 +7,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from synthcity.noise import Window, gaussian_noise, smooth_noise
-from synthcity.paint import Canvas, Grid, weather_lawns
-from synthcity.plan import FloatArray
-from synthcity.solids import Face
-from synthcity.spectra import (
-    GRAIN,
-    REFLECTANCE,
-    WHITE_PAINT,
-    YELLOW_PAINT,
-    Material,
-    Sensor,
-    facet_light,
-    to_counts,
-)
-from synthcity.strokes import Scene
+from synthcity.city import City
+from synthcity.noise import Grid, Window
+from synthcity.paint import Canvas, Textures, reflected
+from synthcity.plan import LEVEL_M, FloatArray
+from synthcity.solids import MAX_INCIDENCE, Face, sunlight
+from synthcity.spectra import Material, Sensor, light, to_counts
+from synthcity.strokes import Sun
 from synthcity.views import GROUND, Skyline, View, ViewAngle, render_view
 
 #: Height of a storey, metres.
@@ -44,14 +36,14 @@ _LEAF_SHADE = 0.85
 # Ambient light on walls: half of the sky and some light from the bright ground.
 _WALL_SKY = 0.85
 
-# Upper limit of the sunlight on a wall relative to level ground.
-_MAX_INCIDENCE = 1.4
-
 # Sigma of the blur by optics and resampling, in native pixels.
 _SPREAD = 0.48
 
 # Pixel size of the colour bands relative to the panchromatic band.
 _COLOUR_PIXELS = 4.0
+
+# Tangent of the largest off-nadir angle for which decks are painted beyond the tile.
+_MAX_SLOPE = 1.4
 
 # Lower and upper edge of windows as fractions of a storey.
 _SILL, _LINTEL = 0.30, 0.78
@@ -69,10 +61,10 @@ class Facets:
         tone: float32.
         incidence: float32, sunlight relative to that on level ground.
         sky: float32, visible fraction of the sky.
-        building: int32, index of the building, -1 for crowns and the ground.
+        building: int32, index of the building, -1 for bridges, crowns and the ground.
         wall: bool.
-        start: float32 (n, 2), a corner of a wall, metres.
-        along: float32 (n, 2), a wall's direction, unit vector.
+        deck: uint8, number of the painted surface that covers it, 0 for none.
+        side: float32 (n, 2, 2), a corner of a wall (metres) and the wall's direction (unit vector).
         bay_m: float32, width of a window bay, 0 for none.
         glazing: float32, fraction of a bay's width covered by its window.
     """
@@ -83,30 +75,27 @@ class Facets:
     sky: NDArray[np.float32]
     building: NDArray[np.int32]
     wall: NDArray[np.bool_]
-    start: NDArray[np.float32]
-    along: NDArray[np.float32]
+    deck: NDArray[np.uint8]
+    side: NDArray[np.float32]
     bay_m: NDArray[np.float32]
     glazing: NDArray[np.float32]
 
     @classmethod
-    def of(cls, skyline: Skyline, shadow_per_m: tuple[float, float]) -> Self:
+    def of(cls, skyline: Skyline, sun: Sun) -> Self:
         """Compute the properties of all faces under a sun."""
         faces, more = skyline.faces, len(skyline.crowns) + 1
-        normals = np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3)
-        # The direction to the sun, scaled so that level ground has an incidence of 1.
-        incidence = normals @ np.array((-shadow_per_m[0], -shadow_per_m[1], 1.0))
-        wall = np.array([f.is_wall for f in faces], dtype=bool)
-        sides = np.array([_side(f) for f in faces], dtype=np.float32).reshape(-1, 2, 2)
+        wall = np.abs(skyline.normals[:, 2]) < 1e-6
         leaves = [crown.material for crown in skyline.crowns]
+        sides = np.array([_side(f) for f in faces], dtype=np.float32).reshape(-1, 2, 2)
         return cls(
             np.array([*(f.material for f in faces), *leaves, Material.DRY_GRASS], dtype=np.uint8),
             _with(1.0, more, [f.tone for f in faces]),
-            _with(1.0, more, np.clip(incidence, 0, _MAX_INCIDENCE)),
+            _with(1.0, more, np.clip(sunlight(skyline.normals, sun), 0, MAX_INCIDENCE)),
             _with(1.0, more, np.where(wall, _WALL_SKY, 1.0)),
-            np.concatenate([skyline.owner, np.full(more, -1, dtype=np.int32)]),
-            np.concatenate([wall, np.zeros(more, dtype=bool)]),
-            np.concatenate([sides[:, 0], np.zeros((more, 2), dtype=np.float32)]),
-            np.concatenate([sides[:, 1], np.zeros((more, 2), dtype=np.float32)]),
+            np.append(skyline.owner, np.full(more, -1)).astype(np.int32),
+            np.append(wall, np.zeros(more, dtype=bool)),
+            np.append([f.deck for f in faces], np.zeros(more)).astype(np.uint8),
+            np.concatenate([sides, np.zeros((more, 2, 2), dtype=np.float32)]),
             _with(0.0, more, [f.bay_m for f in faces]),
             _with(0.0, more, [f.glazing for f in faces]),
         )
@@ -129,12 +118,10 @@ class Site:
     Attributes:
         window: the tile's pixels.
         grid: pixel size.
-        skyline: buildings and trees.
+        skyline: buildings, bridges and trees.
         facets: material and lighting of each surface of ``skyline``.
-        ground: painted layers of the ground, with a margin.
-        fine: float32, fine grain of all materials, with the same margin.
-        middle: float32, coarser grain.
-        slow: float32, slow variation of light and haze.
+        surfaces: painted ground, then the painted surface of each deck, with a margin.
+        textures: grain of all materials, with the same margin as the ground.
         sun: the sun's view of a wider window.
     """
 
@@ -142,44 +129,30 @@ class Site:
     grid: Grid
     skyline: Skyline
     facets: Facets
-    ground: Canvas
-    fine: NDArray[np.float32]
-    middle: NDArray[np.float32]
-    slow: NDArray[np.float32]
+    surfaces: tuple[Canvas, ...]
+    textures: Textures
     sun: View
 
     @classmethod
-    def of(
-        cls,
-        scene: Scene,
-        skyline: Skyline,
-        window: Window,
-        grid: Grid,
-        shadow_per_m: tuple[float, float],
-        seed: int,
-    ) -> Self:
-        """Paint the ground of a tile and compute its shadows.
+    def of(cls, city: City, window: Window, grid: Grid) -> Self:
+        """Paint the surfaces of a tile and compute its shadows.
 
         Args:
-            scene: the ground of the city.
-            skyline: buildings and trees.
+            city: the city.
             window: the tile's pixels on the ground.
             grid: pixel size.
-            shadow_per_m: (x, y), metres of shadow per metre of height.
-            seed: seed of the ground textures, the same for all tiles of a city.
         """
-        ground = Canvas(window.grown(_MARGIN), grid)
-        ground.draw(scene)
-        fine, middle = (
-            gaussian_noise(ground.window, sigma, seed + i) for i, sigma in ((1, 0.9), (2, 3.5))
-        )
-        weather_lawns(ground, middle, seed)
-        slow = 1 + 0.05 * smooth_noise(ground.window, 700, seed + 3)
-        slow += 0.03 * smooth_noise(ground.window, 90, seed + 4)
+        wide = window.grown(_MARGIN)
+        surfaces = [Canvas(wide, grid).draw(city.surfaces[0])]
+        for number, scene in enumerate(city.surfaces[1:], 1):
+            lean = round((number + 0.6) * LEVEL_M * _MAX_SLOPE / min(grid.x_m, grid.y_m))
+            surfaces.append(Canvas(wide.grown(lean), grid, Material.CONCRETE).draw(scene))
+        textures = Textures.of(wide, city.texture)
+        textures.weather(surfaces[0], city.texture)
         around = window.grown(round(_SUN_MARGIN_M / min(grid.x_m, grid.y_m)))
-        sun = render_view(skyline, around, grid, shadow_per_m)
-        facets = Facets.of(skyline, shadow_per_m)
-        return cls(window, grid, skyline, facets, ground, fine, middle, slow, sun)
+        sun = render_view(city.skyline, around, grid, city.sun)
+        facets = Facets.of(city.skyline, city.sun)
+        return cls(window, grid, city.skyline, facets, tuple(surfaces), textures, sun)
 
 
 @dataclass(frozen=True)
@@ -213,7 +186,7 @@ def render_image(
         bands: indices of its bands among the eight of the material table.
         rng: random generator for the sensor's noise.
     """
-    view = render_view(site.skyline, site.ground.window, site.grid, collect.shift)
+    view = render_view(site.skyline, site.surfaces[0].window, site.grid, collect.shift)
     radiance = _radiance(site, view, bands)
     blurred = _sharpened(radiance, collect, site.grid)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
@@ -244,24 +217,40 @@ def through_atmosphere(
 
 def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the radiance of every pixel, float32 (h, w, b), relative to full light on white."""
-    facets, ground = site.facets, site.ground
+    facets, ground = site.facets, site.surfaces[0]
     standing = view.surface != GROUND
     material = np.where(standing, facets.material[view.surface], ground.material)
     tone = np.where(standing, facets.tone[view.surface] * view.tone, ground.tone)
+    white, yellow = (np.where(standing, 0, of) for of in (ground.white, ground.yellow))
     _draw_windows(site, view, material, tone)
-    strength = GRAIN[material]
-    fine, middle = (_displaced_texture(texture, site, view) for texture in (site.fine, site.middle))
-    tone = tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle) * site.slow
-    radiance = REFLECTANCE[:, bands][material] * np.clip(tone, 0.15, 2.5)[..., None]
-    for layer, pigment in ((ground.white, WHITE_PAINT), (ground.yellow, YELLOW_PAINT)):
-        painted = (layer > 0) & ~standing
-        cover = layer[painted][:, None]
-        radiance[painted] = (1 - cover) * radiance[painted] + cover * pigment[list(bands)]
     shade = _shade(site, view)
-    shade = np.where(standing, shade, np.maximum(shade, ground.shade))
+    painted_shade = np.where(standing, 0, ground.shade)
+    _draw_decks(site, view, (material, tone, white, yellow, painted_shade))
+    fine, middle = (
+        _displaced_texture(of, site, view) for of in (site.textures.fine, site.textures.middle)
+    )
+    textures = Textures(fine, middle, site.textures.slow)
+    radiance = reflected(material, tone, white, yellow, textures, bands)
     incidence, sky = facets.incidence[view.surface], facets.sky[view.surface]
-    radiance *= facet_light(shade, incidence, sky)[..., bands]
-    return np.asarray(radiance, dtype=np.float32)
+    radiance *= light(np.maximum(shade, painted_shade), incidence, sky)[..., bands]
+    return radiance
+
+
+def _draw_decks(site: Site, view: View, layers: tuple[NDArray[np.generic], ...]) -> None:
+    """Copy the painted surfaces of decks to where the view shows them."""
+    deck = site.facets.deck[view.surface]
+    for number, canvas in enumerate(site.surfaces[1:], 1):
+        at = np.nonzero(deck == number)
+        if not len(at[0]):
+            continue
+        lift, corner = view.height[at], canvas.window
+        columns = at[1] + view.window.column + 0.5 - lift * (view.shift[0] / site.grid.x_m)
+        rows = at[0] + view.window.row + 0.5 - lift * (view.shift[1] / site.grid.y_m)
+        column = np.clip(np.floor(columns).astype(np.intp) - corner.column, 0, corner.width - 1)
+        row = np.clip(np.floor(rows).astype(np.intp) - corner.row, 0, corner.height - 1)
+        painted = (canvas.material, canvas.tone, canvas.white, canvas.yellow, canvas.shade)
+        for layer, source in zip(layers, painted, strict=True):
+            layer[at] = source[row, column]
 
 
 def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -295,7 +284,7 @@ def _draw_windows(
     glazed = facets.bay_m[view.surface] > 0
     index = view.surface[glazed]
     x, y = (place[glazed] for place in _visible_points(site, view))
-    start, along = facets.start[index], facets.along[index]
+    start, along = facets.side[index, 0], facets.side[index, 1]
     reach = (x - start[:, 0]) * along[:, 0] + (y - start[:, 1]) * along[:, 1]
     bay = reach / facets.bay_m[index] % 1
     level = view.height[glazed] / STOREY_M % 1

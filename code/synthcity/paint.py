@@ -1,14 +1,15 @@
-"""Paint a window of a scene: from strokes to materials, radiance and sensor counts."""
+"""Flat painter: a window of a scene from above, from strokes to materials and sensor counts."""
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from shapely import Polygon, clip_by_rect
 
-from synthcity.noise import Window, gaussian_noise, smooth_noise
+from synthcity.noise import Grid, Window, gaussian_noise, smooth_noise
 from synthcity.plan import FloatArray
 from synthcity.spectra import (
     GRAIN,
@@ -20,15 +21,7 @@ from synthcity.spectra import (
     light,
     to_counts,
 )
-from synthcity.strokes import (
-    CROWN_VARIANTS,
-    Crown,
-    Fill,
-    Scene,
-    Shadow,
-    Stripe,
-    outline,
-)
+from synthcity.strokes import CROWN_VARIANTS, Crown, Fill, Scene, Shadow, Stripe, outline
 
 # Sigma of the optical blur, and painted margin around the chip, pixels.
 _BLUR_SIGMA = 0.75
@@ -41,14 +34,6 @@ _PLACES = 4
 _FAR_PX = 4000.0
 
 _STAMP = 48
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Pixel size of the city, metres in x and in y."""
-
-    x_m: float
-    y_m: float
 
 
 class Canvas:
@@ -64,11 +49,11 @@ class Canvas:
         yellow: float32 (h, w), coverage by yellow road paint, 0..1.
     """
 
-    def __init__(self, window: Window, grid: Grid) -> None:
+    def __init__(self, window: Window, grid: Grid, bare: Material = Material.DRY_GRASS) -> None:
         shape = (window.height, window.width)
         self.window = window
         self.grid = grid
-        self.material: NDArray[np.uint8] = np.full(shape, Material.DRY_GRASS, dtype=np.uint8)
+        self.material: NDArray[np.uint8] = np.full(shape, bare, dtype=np.uint8)
         self.tone: NDArray[np.float32] = np.ones(shape, dtype=np.float32)
         self.shade: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self.white: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
@@ -79,9 +64,9 @@ class Canvas:
         corner = (self.window.column, self.window.row)
         return points / (self.grid.x_m, self.grid.y_m) - corner
 
-    def polygon(self, points: FloatArray) -> NDArray[np.int32] | None:
-        """Convert a polygon to OpenCV's fixed-point corners; None if it is far from the window."""
-        xy = self.pixels(points)
+    def polygon(self, stroke: Fill | Shadow) -> list[NDArray[np.int32]]:
+        """Convert a polygon to OpenCV's fixed-point rings; none if it is far from the window."""
+        xy = self.pixels(stroke.points)
         if np.abs(xy).max() > _FAR_PX + max(self.window.width, self.window.height):
             edge = 16.0
             near = clip_by_rect(
@@ -89,41 +74,31 @@ class Canvas:
                 self.window.width + edge, self.window.height + edge,
             )  # fmt: skip
             if near.is_empty:
-                return None
+                return []
             xy = outline(near)
-        return _fixed(xy)
+        return [_fixed(xy), *(_fixed(self.pixels(hole)) for hole in stroke.holes)]
 
-    def draw(self, scene: Scene) -> None:
+    def draw(self, scene: Scene) -> Self:
         """Draw all strokes that touch the window, in the scene's order."""
-        x0, y0, x1, y1 = self.window.metres(self.grid.x_m, self.grid.y_m)
-        for stroke in scene.within(x0, y0, x1, y1):
+        for stroke in scene.within(self.window, self.grid):
             match stroke:
                 case Fill():
                     self.fill(stroke)
                 case Shadow():
-                    self.shadow(stroke)
+                    cv2.fillPoly(self.shade, self.polygon(stroke), 1.0, shift=_PLACES)
                 case Stripe():
                     self.stripe(stroke)
                 case Crown():
                     self.crown(stroke)
+        return self
 
     def fill(self, stroke: Fill) -> None:
         """Draw a surface."""
-        polygon = self.polygon(stroke.points)
-        if polygon is None:
-            return
-        cv2.fillPoly(self.material, [polygon], int(stroke.material), shift=_PLACES)
-        cv2.fillPoly(self.tone, [polygon], float(stroke.tone), shift=_PLACES)
-        cv2.fillPoly(self.white, [polygon], 0.0, shift=_PLACES)
-        cv2.fillPoly(self.yellow, [polygon], 0.0, shift=_PLACES)
-        if stroke.lit:
-            cv2.fillPoly(self.shade, [polygon], 0.0, shift=_PLACES)
-
-    def shadow(self, stroke: Shadow) -> None:
-        """Draw a cast shadow."""
-        polygon = self.polygon(stroke.points)
-        if polygon is not None:
-            cv2.fillPoly(self.shade, [polygon], 1.0, shift=_PLACES)
+        rings = self.polygon(stroke)
+        cv2.fillPoly(self.material, rings, int(stroke.material), shift=_PLACES)
+        cv2.fillPoly(self.tone, rings, float(stroke.tone), shift=_PLACES)
+        for layer in (self.white, self.yellow, *((self.shade,) if stroke.lit else ())):
+            cv2.fillPoly(layer, rings, 0.0, shift=_PLACES)
 
     def stripe(self, stroke: Stripe) -> None:
         """Draw road paint."""
@@ -170,8 +145,7 @@ def paint(
         seed: seed of the ground textures, the same for all windows of a city.
         rng: random generator for the sensor's noise in this window.
     """
-    canvas = Canvas(window.grown(_MARGIN), grid)
-    canvas.draw(scene)
+    canvas = Canvas(window.grown(_MARGIN), grid).draw(scene)
     radiance = cv2.GaussianBlur(_radiance(canvas, seed), (0, 0), _BLUR_SIGMA)
     inner = radiance[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     return to_counts(np.asarray(inner, dtype=np.float32), sensor, rng)
@@ -179,31 +153,63 @@ def paint(
 
 def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
     """Return the radiance of the ground, float32 (h, w, 8), relative to full light on white."""
-    window = canvas.window
-    fine, middle = gaussian_noise(window, 0.9, seed + 1), gaussian_noise(window, 3.5, seed + 2)
-    weather_lawns(canvas, middle, seed)
-    strength = GRAIN[canvas.material]
-    tone = canvas.tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle)
-    # Slow variation of light and haze.
-    tone *= (
-        1 + 0.05 * smooth_noise(window, 700, seed + 3) + 0.03 * smooth_noise(window, 90, seed + 4)
-    )
-    radiance = REFLECTANCE[canvas.material] * np.clip(tone, 0.15, 2.5)[..., None]
-    for layer, pigment in ((canvas.white, WHITE_PAINT), (canvas.yellow, YELLOW_PAINT)):
+    textures = Textures.of(canvas.window, seed)
+    textures.weather(canvas, seed)
+    bands = tuple(range(REFLECTANCE.shape[1]))
+    radiance = reflected(canvas.material, canvas.tone, canvas.white, canvas.yellow, textures, bands)
+    radiance *= light(canvas.shade)
+    return radiance
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Grain of all surfaces and variation of light in a window; float32 (h, w) each.
+
+    Attributes:
+        fine: grain of about 2 pixels.
+        middle: grain of about 8 pixels.
+        slow: slow variation of light and haze.
+    """
+
+    fine: NDArray[np.float32]
+    middle: NDArray[np.float32]
+    slow: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, window: Window, seed: int) -> Self:
+        """Draw the textures of a window; ``seed`` is the same for all windows of a city."""
+        fine, middle = gaussian_noise(window, 0.9, seed + 1), gaussian_noise(window, 3.5, seed + 2)
+        slow = 1 + 0.05 * smooth_noise(window, 700, seed + 3)
+        slow += 0.03 * smooth_noise(window, 90, seed + 4)
+        return cls(fine, middle, slow)
+
+    def weather(self, canvas: Canvas, seed: int) -> None:
+        """Turn patches of lawn into dry grass, and patches of dry grass into soil or lawn."""
+        dryness = smooth_noise(canvas.window, 60, seed + 5) + 0.16 * self.middle
+        lawn, dry = canvas.material == Material.LAWN, canvas.material == Material.DRY_GRASS
+        canvas.material[lawn & (dryness > 0.55)] = Material.DRY_GRASS
+        canvas.material[dry & (dryness > 0.6)] = Material.SOIL
+        canvas.material[dry & (dryness < -0.75)] = Material.LAWN
+
+
+def reflected(
+    material: NDArray[np.uint8],
+    tone: NDArray[np.float32],
+    white: NDArray[np.float32],
+    yellow: NDArray[np.float32],
+    textures: Textures,
+    bands: tuple[int, ...],
+) -> NDArray[np.float32]:
+    """Return what surfaces reflect in full light, float32 (h, w, bands); see :class:`Canvas`."""
+    strength = GRAIN[material]
+    grain = 1 + strength[..., 0] * textures.fine + strength[..., 1] * textures.middle
+    shown = np.clip(tone * grain * textures.slow, 0.15, 2.5)
+    radiance = REFLECTANCE[:, bands][material] * shown[..., None]
+    for layer, pigment in ((white, WHITE_PAINT), (yellow, YELLOW_PAINT)):
         painted = layer > 0
         cover = layer[painted][:, None]
-        radiance[painted] = (1 - cover) * radiance[painted] + cover * pigment
-    radiance *= light(canvas.shade)
+        radiance[painted] = (1 - cover) * radiance[painted] + cover * pigment[list(bands)]
     return np.asarray(radiance, dtype=np.float32)
-
-
-def weather_lawns(canvas: Canvas, middle: NDArray[np.float32], seed: int) -> None:
-    """Turn patches of lawn into dry grass, and patches of dry grass into soil or lawn."""
-    dryness = smooth_noise(canvas.window, 60, seed + 5) + 0.16 * middle
-    lawn, dry = canvas.material == Material.LAWN, canvas.material == Material.DRY_GRASS
-    canvas.material[lawn & (dryness > 0.55)] = Material.DRY_GRASS
-    canvas.material[dry & (dryness > 0.6)] = Material.SOIL
-    canvas.material[dry & (dryness < -0.75)] = Material.LAWN
 
 
 def _fixed(xy: FloatArray) -> NDArray[np.int32]:

@@ -134,23 +134,22 @@ def draw_sensor(rng: np.random.Generator) -> Sensor:
     )
 
 
-def light(shade: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the fraction of full light under ``shade`` (h, w), 0..1: float32 (h, w, 8)."""
-    return np.asarray(1.0 - shade[..., None] * (1.0 - _SKYLIGHT), dtype=np.float32)
-
-
-def facet_light(
-    shade: NDArray[np.float32], incidence: NDArray[np.float32], sky: NDArray[np.float32]
+def light(
+    shade: NDArray[np.float32],
+    incidence: NDArray[np.float32] | float = 1.0,
+    sky: NDArray[np.float32] | float = 1.0,
 ) -> NDArray[np.float32]:
-    """Return the light on tilted surfaces, relative to level ground: float32 (h, w, 8).
+    """Return the light on surfaces, relative to level ground in the sun: float32 (h, w, 8).
 
     Args:
         shade: (h, w), blocked fraction of the sunlight.
         incidence: (h, w), sunlight on the surface relative to that on level ground.
         sky: (h, w), fraction of the sky visible from the surface.
     """
-    sun = (incidence * (1.0 - shade))[..., None]
-    return np.asarray(sky[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32)
+    sun = np.asarray(incidence * (1.0 - shade))[..., None]
+    return np.asarray(
+        np.asarray(sky)[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32
+    )
 
 
 def to_counts(

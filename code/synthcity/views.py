@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthcity.files import CityError
-from synthcity.noise import Window
-from synthcity.paint import Grid, crown_stamps
+from synthcity.noise import Grid, Window
+from synthcity.paint import crown_stamps
 from synthcity.plan import FloatArray
 from synthcity.solids import Face, Solid
 from synthcity.strokes import Crown
@@ -104,29 +104,39 @@ class Skyline:
     """Everything that rises above the ground of a city.
 
     Attributes:
-        faces: faces of all buildings.
-        owner: int32 (faces,), index of each face's building.
+        faces: faces of all buildings, then those of bridges.
+        normals: float64 (faces, 3), their normals.
+        owner: int32 (faces,), index of each face's building, -1 for bridges.
         boxes: float64 (faces, 6), minimum x, y and height, then the maximum of each.
         crowns: tree crowns.
         places: float64 (crowns, 3), x, y and radius of each crown.
     """
 
     faces: tuple[Face, ...]
+    normals: FloatArray
     owner: NDArray[np.int32]
     boxes: FloatArray
     crowns: tuple[Crown, ...]
     places: FloatArray
 
 
-def skyline_of(solids: Sequence[Solid], crowns: Sequence[Crown]) -> Skyline:
-    """Collect the faces of all buildings and the crowns."""
+def skyline_of(
+    solids: Sequence[Solid], crowns: Sequence[Crown], bridges: Sequence[Face] = ()
+) -> Skyline:
+    """Collect the faces of all buildings and bridges, and the crowns."""
     faces = [surface for solid in solids for surface in solid.faces]
     owner = np.repeat(np.arange(len(solids)), [len(solid.faces) for solid in solids])
-    boxes = np.array(
-        [(*f.rings[0].min(axis=0), *f.rings[0].max(axis=0)) for f in faces], dtype=np.float64
-    ).reshape(-1, 6)
-    places = np.array([(c.x, c.y, c.radius) for c in crowns], dtype=np.float64).reshape(-1, 3)
-    return Skyline(tuple(faces), owner.astype(np.int32), boxes, tuple(crowns), places)
+    owner = np.append(owner, np.full(len(bridges), -1)).astype(np.int32)
+    faces += bridges
+    boxes = [(*f.rings[0].min(axis=0), *f.rings[0].max(axis=0)) for f in faces]
+    return Skyline(
+        tuple(faces),
+        np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3),
+        owner,
+        np.array(boxes, dtype=np.float64).reshape(-1, 6),
+        tuple(crowns),
+        np.array([(c.x, c.y, c.radius) for c in crowns], dtype=np.float64).reshape(-1, 3),
+    )
 
 
 @dataclass(frozen=True)
@@ -181,10 +191,10 @@ def _faces_in(
     if not skyline.faces:
         return np.empty(0, dtype=np.intp)
     low, high = skyline.boxes[:, :3], skyline.boxes[:, 3:]
-    normals = np.array([f.normal for f in skyline.faces])
+    normals = skyline.normals
     # The direction to the viewer is (-shift, 1).
     hits = normals[:, 2] - normals[:, :2] @ shift > 1e-6
-    edges = window.metres(grid.x_m, grid.y_m)
+    edges = window.metres(grid)
     for axis in (0, 1):
         moved = np.stack([low[:, 2], high[:, 2]]) * shift[axis]
         hits &= low[:, axis] + moved.min(axis=0) < edges[2 + axis]
@@ -199,7 +209,7 @@ def _crowns_in(
 ) -> NDArray[np.intp]:
     x, y, radius = skyline.places.T
     reach = 3.0 * radius
-    x0, y0, x1, y1 = window.metres(grid.x_m, grid.y_m)
+    x0, y0, x1, y1 = window.metres(grid)
     x, y = (place + CROWN_LIFT * radius * by for place, by in zip((x, y), shift, strict=True))
     return np.flatnonzero((x + reach > x0) & (x - reach < x1) & (y + reach > y0) & (y - reach < y1))
 

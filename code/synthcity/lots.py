@@ -1,16 +1,18 @@
-"""Houses and rows of houses along streets, and the materials of all buildings."""
+"""Houses, rows of houses and garages along streets, and the materials of all buildings."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from shapely import Polygon, get_coordinates, is_valid, union_all
 
-from synthcity.blocks import KERB_M, Built, bare_ground, drive
 from synthcity.network import Edge
 from synthcity.plan import FloatArray
-from synthcity.solids import Cladding, Solid, flat_block, gabled_block, hipped_block, merged
+from synthcity.solids import Cladding, Solid, flat_block, merged, pitched_block
 from synthcity.spectra import Material
-from synthcity.strokes import Crown, Fill, point_at, rectangle
+from synthcity.strokes import Crown, Fill, Stripe, across, point_at, rectangle
+
+#: Sidewalk and verge beside the carriageway, metres.
+KERB_M = 3.2
 
 #: Materials of pitched roofs, and their frequencies.
 PITCHED = (Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE)
@@ -19,58 +21,55 @@ PITCHED_SHARES = (0.46, 0.30, 0.24)
 
 _FLAT = (Material.ROOF_GREY, Material.GRAVEL, Material.ROOF_WHITE, Material.ROOF_METAL,
          Material.ROOF_BROWN)  # fmt: skip
-
 _FLAT_SHARES = (0.36, 0.26, 0.18, 0.10, 0.10)
 
 #: Materials of walls: houses have the first two, halls the last two.
 WALLS = (Material.BRICK, Material.STUCCO, Material.CONCRETE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lot:
-    """Buildings that are kept or dropped together.
+    """Buildings that are kept or dropped together, with what lies around them.
 
     Attributes:
         solids: buildings, which may touch.
-        built: ground covers around them.
+        ground: parcels, drives, car parks, pools, in painting order.
+        stripes: lines of parking bays.
+        cars: (place, direction) of parked cars.
         crowns: trees in courtyards.
     """
 
-    solids: tuple[Solid, ...]
-    built: Built = field(default_factory=Built)
-    crowns: tuple[Crown, ...] = ()
+    solids: list[Solid] = field(default_factory=list)
+    ground: list[Fill] = field(default_factory=list)
+    stripes: list[Stripe] = field(default_factory=list)
+    cars: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
+    crowns: list[Crown] = field(default_factory=list)
 
-    @property
-    def ground(self) -> Polygon:
-        """Union of the footprints."""
-        return union_all([solid.footprint for solid in self.solids])
+    def add(self, other: "Lot") -> None:
+        """Append the contents of ``other``."""
+        for name in ("solids", "ground", "stripes", "cars", "crowns"):
+            getattr(self, name).extend(getattr(other, name))
 
 
 def block_cladding(
     rng: np.random.Generator, *, bay_m: float = 3.2, glazing: float = 0.45
 ) -> Cladding:
     """Draw the materials of a block of flats or offices."""
-    return Cladding(
-        wall=WALLS[int(rng.integers(len(WALLS)))],
-        wall_tone=rng.uniform(0.75, 1.2),
-        roof=_FLAT[int(rng.choice(len(_FLAT), p=_FLAT_SHARES))],
-        roof_tone=rng.uniform(0.75, 1.2),
-        bay_m=bay_m,
-        glazing=glazing,
-    )
+    wall = WALLS[int(rng.integers(len(WALLS)))], rng.uniform(0.75, 1.2)
+    roof = _FLAT[int(rng.choice(len(_FLAT), p=_FLAT_SHARES))], rng.uniform(0.75, 1.2)
+    return Cladding(*wall, *roof, bay_m, glazing)
 
 
 def house_cladding(street_roof: int | None, rng: np.random.Generator) -> Cladding:
     """Draw the materials of a house; ``street_roof`` indexes ``PITCHED``, None draws a roof."""
     kind = int(rng.choice(len(PITCHED), p=PITCHED_SHARES)) if street_roof is None else street_roof
-    return Cladding(
-        wall=WALLS[int(rng.integers(2))],
-        wall_tone=rng.uniform(0.85, 1.3),
-        roof=PITCHED[kind],
-        roof_tone=rng.uniform(0.7, 1.3),
-        bay_m=3.4,
-        glazing=0.3,
-    )
+    wall = WALLS[int(rng.integers(2))], rng.uniform(0.85, 1.3)
+    return Cladding(*wall, PITCHED[kind], rng.uniform(0.7, 1.3), bay_m=3.4, glazing=0.3)
+
+
+def metal_cladding(rng: np.random.Generator, wall: Material = Material.ROOF_METAL) -> Cladding:
+    """Draw the materials of a shed or of a unit on a roof."""
+    return Cladding(wall, 0.8, Material.ROOF_METAL, rng.uniform(0.6, 1.2), bay_m=0)
 
 
 def frame(lot: Polygon) -> tuple[FloatArray, FloatArray, float, float]:
@@ -79,12 +78,8 @@ def frame(lot: Polygon) -> tuple[FloatArray, FloatArray, float, float]:
     sides = np.diff(corners[:3], axis=0)
     lengths = np.hypot(sides[:, 0], sides[:, 1])
     longer = int(np.argmax(lengths))
-    return (
-        corners.mean(axis=0),
-        sides[longer] / lengths[longer],
-        float(lengths[longer]),
-        float(lengths[1 - longer]),
-    )
+    along = sides[longer] / lengths[longer]
+    return corners.mean(axis=0), along, float(lengths[longer]), float(lengths[1 - longer])
 
 
 def row(
@@ -110,13 +105,13 @@ def row(
     near, far = [], []
     for i in range(count + 1):
         here, along = point_at(edge.line, distance + i * frontage)
-        out = np.array((-along[1], along[0])) * side
+        out = across(along) * side
         near.append(here + out * setback)
         far.append(here + out * (setback + depth))
     flat = rng.random() < 0.35
     eaves = rng.uniform(5.5, 8.5)
     cladding = house_cladding(None, rng)
-    solids = []
+    lot = Lot(ground=[Fill(np.array([*near, *far[::-1]]), Material.LAWN, 0.95)])
     for i in range(count):
         body = np.array((near[i], near[i + 1], far[i + 1], far[i]))
         if not is_valid(Polygon(body)) or Polygon(body).area < 0.5 * frontage * depth:
@@ -126,14 +121,13 @@ def row(
         height = eaves + rng.choice((0.0, 0.0, 0.6, -0.6))
         if flat:
             top = Cladding(paint.wall, paint.wall_tone, Material.GRAVEL, rng.uniform(0.7, 1.2), 2.8)
-            solids.append(flat_block(Polygon(body), height, top))
+            lot.solids.append(flat_block(Polygon(body), height, top))
         else:
             # The ridge runs along the row even if a house is deeper than wide.
-            deep = np.hypot(*(body[3] - body[0])) > np.hypot(*(body[1] - body[0]))
+            deep = bool(depth > np.hypot(*(body[1] - body[0])))
             rise = rng.uniform(1.6, 2.6)
-            solids.append(gabled_block(body, height, rise, paint, across=bool(deep)))
-    built = Built(ground=[Fill(np.array([*near, *far[::-1]]), Material.LAWN, 0.95)])
-    return count * frontage + rng.uniform(5, 16), [Lot(tuple(solids), built)]
+            lot.solids.append(pitched_block(body, height, rise, paint, across=deep))
+    return count * frontage + rng.uniform(5, 16), [lot]
 
 
 def house(
@@ -145,7 +139,7 @@ def house(
     lawn: float,
     rng: np.random.Generator,
 ) -> Lot:
-    """Make a house in its garden: a rectangle, an L or a T, with a drive and sometimes a shed.
+    """Make a house in its garden: a rectangle, an L or a T, with a drive, a shed or a pool.
 
     Args:
         kerb: point on the kerb in front of the house, metres.
@@ -160,9 +154,9 @@ def house(
     setback = KERB_M + rng.uniform(4, 9)
     cladding = house_cladding(street_roof, rng)
     eaves, rise = rng.choice((3.0, 3.3, 5.6, 6.0)), rng.uniform(1.4, 2.8)
-    roofed = hipped_block if rng.random() < 0.45 else gabled_block
     middle = kerb + out * (setback + depth / 2)
-    parts = [roofed(rectangle(middle, along, width, depth), eaves, rise, cladding)]
+    body = rectangle(middle, along, width, depth)
+    parts = [pitched_block(body, eaves, rise, cladding, hipped=rng.random() < 0.45)]
     shift = along * rng.choice((-1, 1))
     choice = rng.random()
     if choice < 0.6:
@@ -171,18 +165,47 @@ def house(
         reach, way = rng.uniform(3, 6), rng.choice((-1, 1, 1))
         wing = middle + place + out * way * (depth / 2 + reach / 2 - 1)
         body = rectangle(wing, out, reach + 2, width * rng.uniform(0.38, 0.46))
-        parts.append(gabled_block(body, eaves - 0.1, rise * 0.75, cladding))
-    footprint = union_all([part.footprint for part in parts])
-    solids = [merged(footprint, parts)]
-    built = Built()
-    ground = Material.LAWN if rng.random() < 0.35 + 0.6 * lawn else bare_ground(rng)
+        parts.append(pitched_block(body, eaves - 0.1, rise * 0.75, cladding))
+    footprint = union_all([part.footprint for part in parts]) if parts[1:] else parts[0].footprint
+    lot = Lot([merged(footprint, parts)])
+    ground = Material.LAWN
+    if rng.random() > 0.35 + 0.6 * lawn:
+        grounds = (Material.DRY_GRASS, Material.SOIL, Material.GRAVEL)
+        ground = grounds[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
     parcel = rectangle(kerb + out * (KERB_M + 16), along, frontage, 31)
-    built.ground.append(Fill(parcel, ground, rng.uniform(0.82, 1.15)))
-    drive(built, kerb, along, out, width, setback, shift, rng)
-    if rng.random() < 0.3:
-        place = kerb + out * (setback + depth + rng.uniform(8, 10)) - shift * width / 3
+    lot.ground.append(Fill(parcel, ground, rng.uniform(0.82, 1.15)))
+    _drive(lot, kerb + shift * (width / 2 - 2.2), out, setback, rng)
+    yard = kerb + out * (setback + depth + rng.uniform(8, 10))
+    choice = rng.random()
+    if choice < 0.3:
+        place = yard - shift * width / 3
         shed = Polygon(rectangle(place, along, rng.uniform(3, 6), rng.uniform(3, 5)))
-        metal = Cladding(Material.STUCCO, 0.9, Material.ROOF_METAL, rng.uniform(0.6, 1.0), bay_m=0)
         if shed.distance(footprint) > 1:
-            solids.append(flat_block(shed, 2.6, metal))
-    return Lot(tuple(solids), built)
+            lot.solids.append(flat_block(shed, 2.6, metal_cladding(rng, Material.STUCCO)))
+    elif choice < 0.36:
+        pool = rectangle(yard, along, rng.uniform(5, 8), rng.uniform(3, 4.5))
+        deck = rectangle(yard, along, 10, 6.5)
+        lot.ground += [Fill(deck, Material.CONCRETE, 1.1), Fill(pool, Material.POOL)]
+    return lot
+
+
+def _drive(
+    lot: Lot, kerb: FloatArray, out: FloatArray, setback: float, rng: np.random.Generator
+) -> None:
+    """Add a drive from the street to the house, of concrete or asphalt."""
+    surface = Material.CONCRETE if rng.random() < 0.6 else Material.ASPHALT
+    strip = rectangle(kerb + out * (setback / 2), out, setback + 1, rng.uniform(2.8, 5))
+    lot.ground.append(Fill(strip, surface, rng.uniform(0.8, 1.2)))
+    if rng.random() < 0.4:
+        lot.cars.append((kerb + out * (setback - 3), out))
+
+
+def garage(kerb: FloatArray, along: FloatArray, out: FloatArray, rng: np.random.Generator) -> Lot:
+    """Make a garage at an alley, with its apron."""
+    depth = rng.uniform(5.5, 7)
+    body = rectangle(kerb + out * (KERB_M + depth / 2 + 0.6), along, rng.uniform(5.5, 7), depth)
+    apron = rectangle(kerb + out * 2, along, 5.5, 5)
+    return Lot(
+        [pitched_block(body, 2.6, 1.2, house_cladding(int(rng.integers(2)), rng))],
+        [Fill(apron, Material.CONCRETE, rng.uniform(0.8, 1.15))],
+    )
