@@ -6,7 +6,7 @@ import numpy as np
 from shapely import LineString, Polygon, intersection, points, polygonize, unary_union
 
 from synthcity.lots import WALLS, Lot, block_cladding, frame, metal_cladding
-from synthcity.plan import Box, FloatArray, Plan
+from synthcity.plan import Box, FloatArray, Plan, Rng
 from synthcity.solids import Cladding, Solid, flat_block, merged
 from synthcity.spectra import Material
 from synthcity.strokes import (
@@ -21,23 +21,17 @@ from synthcity.strokes import (
 )
 
 _EAST = np.array((1.0, 0.0))
-
 # Roofs of halls, and their frequencies.
 _HALL_ROOFS = (Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE, Material.ROOF_METAL,
                Material.ROOF_WHITE)  # fmt: skip
 _HALL_SHARES = (0.46, 0.04, 0.03, 0.17, 0.30)
 
 
-def block_lots(
-    block: Polygon, central: bool, ground: list[Fill], rng: np.random.Generator
-) -> list[Lot]:
+def block_lots(block: Polygon, central: bool, ground: list[Fill], rng: Rng) -> list[Lot]:
     """Fill a block with towers, slabs or a perimeter building round a courtyard.
 
-    Args:
-        block: the land between streets, without their sidewalks.
-        central: whether it lies in the densest quarter.
-        ground: list to which the block's paving is appended.
-        rng: random generator for all choices.
+    The block is the land between streets without sidewalks; a ``central`` one is built most
+    densely. Its paving is appended to ``ground``.
     """
     lot = block.buffer(-rng.uniform(0.5, 3.0), join_style="mitre").simplify(0.8)
     if not isinstance(lot, Polygon) or lot.area < 300:
@@ -52,7 +46,7 @@ def block_lots(
     return _slabs(lot, central, rng)
 
 
-def _perimeter(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lot]:
+def _perimeter(lot: Polygon, central: bool, rng: Rng) -> list[Lot]:
     """Build along the rim of a block: one building round a courtyard, or adjoining units."""
     depth = rng.uniform(10, 14)
     court = lot.buffer(-depth, join_style="mitre")
@@ -74,7 +68,7 @@ def _perimeter(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lo
     return [made] if made.solids else []
 
 
-def _cut(shape: Polygon, lot: Polygon, depth: float, rng: np.random.Generator) -> list[Polygon]:
+def _cut(shape: Polygon, lot: Polygon, depth: float, rng: Rng) -> list[Polygon]:
     """Cut a perimeter building into units with shared walls."""
     ring, cuts, distance = LineString(lot.exterior.coords), [], rng.uniform(0, 10)
     while distance < ring.length - 8:
@@ -88,7 +82,7 @@ def _cut(shape: Polygon, lot: Polygon, depth: float, rng: np.random.Generator) -
     return [part for part in inside if part.area > 45]
 
 
-def _court_trees(court: Polygon, rng: np.random.Generator) -> list[Crown]:
+def _court_trees(court: Polygon, rng: Rng) -> list[Crown]:
     room = court.buffer(-4.0)
     if room.is_empty:
         return []
@@ -101,7 +95,7 @@ def _court_trees(court: Polygon, rng: np.random.Generator) -> list[Crown]:
     ]
 
 
-def _slabs(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lot]:
+def _slabs(lot: Polygon, central: bool, rng: Rng) -> list[Lot]:
     """Place parallel slab blocks on a lot, some with a wing."""
     centre, along, length, width = frame(lot)
     depth, pitch = rng.uniform(11, 15), rng.uniform(27, 36)
@@ -126,7 +120,7 @@ def _slabs(lot: Polygon, central: bool, rng: np.random.Generator) -> list[Lot]:
     return lots
 
 
-def _towers(lot: Polygon, rng: np.random.Generator) -> list[Lot]:
+def _towers(lot: Polygon, rng: Rng) -> list[Lot]:
     """Place one to three towers on a lot."""
     centre, along, length, _ = frame(lot)
     count = int(rng.integers(1, 4)) if length > 70 else 1
@@ -143,9 +137,7 @@ def _towers(lot: Polygon, rng: np.random.Generator) -> list[Lot]:
     return lots
 
 
-def _block_solid(
-    shape: Polygon, height: float, cladding: Cladding, rng: np.random.Generator
-) -> Solid:
+def _block_solid(shape: Polygon, height: float, cladding: Cladding, rng: Rng) -> Solid:
     """Make a flat-roofed building with lift houses and cooling units on its roof."""
     room = shape.buffer(-2.5)
     parts = [flat_block(shape, height, cladding)]
@@ -160,7 +152,7 @@ def _block_solid(
     return merged(shape, parts)
 
 
-def shops(box: Box, plan: Plan, rng: np.random.Generator) -> tuple[Lot, list[Lot]]:
+def shops(box: Box, plan: Plan, rng: Rng) -> tuple[Lot, list[Lot]]:
     """Fill a shopping district between its service lanes: car parks, and large buildings."""
     parking, halls = Lot(), []
     ys = (box.y0, box.y0 + 0.52 * box.height, box.y1)
@@ -173,7 +165,7 @@ def shops(box: Box, plan: Plan, rng: np.random.Generator) -> tuple[Lot, list[Lot
     return parking, halls
 
 
-def _shop_quarter(box: Box, plan: Plan, parking: Lot, rng: np.random.Generator) -> list[Lot]:
+def _shop_quarter(box: Box, plan: Plan, parking: Lot, rng: Rng) -> list[Lot]:
     cut = box.y0 + rng.uniform(0.4, 0.6) * box.height
     halves = [Box(box.x0, box.y0, box.x1, cut), Box(box.x0, cut, box.x1, box.y1)]
     lot, house = halves if rng.random() < 0.5 else halves[::-1]
@@ -192,7 +184,7 @@ def _shop_quarter(box: Box, plan: Plan, parking: Lot, rng: np.random.Generator) 
     return halls
 
 
-def _hall(body: FloatArray, rng: np.random.Generator) -> Lot:
+def _hall(body: FloatArray, rng: Rng) -> Lot:
     """Make a hall; some have a courtyard or a corner cut out."""
     shape = Polygon(body)
     centre, along, length, width = frame(shape)
@@ -211,7 +203,7 @@ def _hall(body: FloatArray, rng: np.random.Generator) -> Lot:
     return Lot([_block_solid(shape, height, Cladding(*wall, *roof, bay_m=0), rng)])
 
 
-def _storage_rows(box: Box, plan: Plan, rng: np.random.Generator) -> list[Lot]:
+def _storage_rows(box: Box, plan: Plan, rng: Rng) -> list[Lot]:
     """Make rows of storage units: long grey roofs that look much like streets from above."""
     blank = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, rng.uniform(0.8, 1.15), bay_m=0)
     lots = []
@@ -221,7 +213,7 @@ def _storage_rows(box: Box, plan: Plan, rng: np.random.Generator) -> list[Lot]:
     return lots
 
 
-def _car_park(parking: Lot, box: Box, plan: Plan, rng: np.random.Generator) -> None:
+def _car_park(parking: Lot, box: Box, plan: Plan, rng: Rng) -> None:
     """Add a car park: rows of bays on both sides of aisles, partly occupied."""
     busy = rng.uniform(0.2, 0.75)
     for y in np.arange(box.y0 + 4, box.y1 - 4, 16.5):

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
 from synthcity.decks import deck_faces
 from synthcity.estates import build_estates
 from synthcity.landcover import ground_strokes, plant
 from synthcity.network import Edge, make_edges
-from synthcity.plan import LEVEL_M, Box, Overpasses, make_plan
+from synthcity.plan import LEVEL_M, Box, Overpasses, Rng, make_plan
 from synthcity.roads import car, road_strokes
 from synthcity.solids import Face, Solid, from_above
 from synthcity.strokes import Crown, Fill, Scene, Stroke, Sun, scene_of
@@ -19,43 +17,28 @@ from synthcity.views import CROWN_LIFT, Skyline, skyline_of
 
 @dataclass(frozen=True)
 class Land:
-    """Site of a city, in metres.
+    """Site of a city, in metres."""
 
-    Attributes:
-        width, height: extent of its chips or tiles in x and y.
-        green: a rectangle in a corner to keep free of roads, or None.
-        sun: (x, y), metres of shadow per metre of height.
-        overpasses: how many roads cross on different levels.
-    """
-
-    width: float
+    width: float  # extent of its chips or tiles in x and y
     height: float
-    green: Box | None
-    sun: Sun
-    overpasses: Overpasses = Overpasses.FEW
+    green: Box | None  # a rectangle in a corner to keep free of roads, or None
+    sun: Sun  # (x, y), metres of shadow per metre of height
+    overpasses: Overpasses = Overpasses.FEW  # how many roads cross on different levels
 
 
 @dataclass(frozen=True)
 class City:
-    """Synthetic city: metres, x eastward and y southward from the north-west corner.
+    """Synthetic city: metres, x eastward and y southward from the north-west corner."""
 
-    Attributes:
-        edges: its roads, railways and footbridges.
-        solids: its buildings.
-        bridges: number of the deck and faces of each raised piece of road.
-        crowns: its trees.
-        surfaces: strokes of the ground, then of the roads on each deck, in painting order.
-        sun: (x, y), metres of shadow per metre of height.
-        texture: seed of the ground textures, the same for all images.
-    """
-
-    edges: tuple[Edge, ...]
-    solids: tuple[Solid, ...]
+    edges: tuple[Edge, ...]  # its roads, railways and footbridges
+    solids: tuple[Solid, ...]  # its buildings
+    # number of the deck and faces of each raised piece of road
     bridges: tuple[tuple[int, list[Face]], ...]
-    crowns: tuple[Crown, ...]
+    crowns: tuple[Crown, ...]  # its trees
+    # strokes of the ground, then of the roads on each deck, in painting order
     surfaces: tuple[Scene, ...]
-    sun: Sun
-    texture: int = 0
+    sun: Sun  # (x, y), metres of shadow per metre of height
+    texture: int = 0  # seed of the ground textures, the same for all images
 
     @property
     def roads(self) -> tuple[Edge, ...]:
@@ -76,10 +59,10 @@ class City:
             (solid.height, solid.faces, ()) for solid in self.solids
         ]
         for deck, scene in enumerate(self.surfaces[1:], 1):
-            faces = [f for number, body in self.bridges if number == deck for f in body]
+            here = [f for number, body in self.bridges if number == deck for f in body]
             # The carriageways come first, so that no deck covers the parapet of another one.
-            faces.sort(key=lambda f: not f.deck)
-            bodies.append((deck * LEVEL_M, faces, scene.strokes))
+            here.sort(key=lambda f: not f.deck)
+            bodies.append(((deck - 0.5) * LEVEL_M, here, scene.strokes))
         for _, faces, paint in sorted(bodies, key=lambda body: body[0]):
             strokes += [*from_above(faces, self.sun), *paint]
         return scene_of([*strokes, *self.crowns])
@@ -90,13 +73,8 @@ class City:
         return replace(crown, x=x, y=y, material=None)
 
 
-def build_city(land: Land, rng: np.random.Generator) -> City:
-    """Make a city.
-
-    Args:
-        land: its site.
-        rng: random generator for all choices.
-    """
+def build_city(land: Land, rng: Rng) -> City:
+    """Make a city on its site."""
     plan = make_plan(land.width, land.height, land.green, rng, land.overpasses)
     edges = [edge for edge in make_edges(plan, rng) if edge.touches(land.width, land.height)]
     estates = build_estates(plan, edges, rng)

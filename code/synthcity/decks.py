@@ -1,6 +1,7 @@
 """Bridges, viaducts, embankments and tunnel portals: the bodies that carry raised roads."""
 
 import numpy as np
+from numpy.typing import NDArray
 from shapely import STRtree, points
 
 from synthcity.network import Edge
@@ -11,7 +12,6 @@ from synthcity.strokes import Fill, Shadow, Stroke, Sun, point_at, rectangle, ri
 
 # Height of a parapet above the road, its width, and depth of a deck below the road, metres.
 _PARAPET_M, _RIM_M, _DEPTH_M = 0.9, 0.4, 1.2
-
 # Distance between piers, metres.
 _SPAN_M = 24.0
 
@@ -47,10 +47,10 @@ def _body(edge: Edge, edges: list[Edge], tree: STRtree) -> list[Face]:
         faces.append(quad(top, Material.CONCRETE, 0.9, deck=edge.deck))
     for side in (-1, 1):
         middles = (rim[side][1:] + rim[side][:-1]) / 2
-        for i in np.flatnonzero(~_joined(middles, edge, edges, tree)):
-            ends = [i, i + 1] if side < 0 else [i + 1, i]
+        for k in np.flatnonzero(~_joined(middles, edge, edges, tree)).tolist():
+            ends = [k, k + 1] if side < 0 else [k + 1, k]
             (a, b), (c, d) = rim[side][ends], inner[side][ends]
-            low = [np.append(place[:2], bottom[k]) for place, k in zip((a, b), ends, strict=True)]
+            low = [np.append(place[:2], bottom[n]) for place, n in zip((a, b), ends, strict=True)]
             faces += [
                 quad(np.array((*low, b + lift, a + lift)), *concrete),
                 quad(np.array((d, c, c + lift, d + lift)), *concrete),
@@ -70,55 +70,45 @@ def _normals(xy: FloatArray) -> FloatArray:
     return np.asarray(mean / np.maximum((mean**2).sum(axis=1), 0.5)[:, None], dtype=np.float64)
 
 
-def _joined(places: FloatArray, edge: Edge, edges: list[Edge], tree: STRtree) -> FloatArray:
+def _joined(places: FloatArray, edge: Edge, edges: list[Edge], tree: STRtree) -> NDArray[np.bool_]:
     """Return which places (n, 3) on the rim lie on another carriageway of about their height."""
     joined = np.zeros(len(places), dtype=bool)
     for i, j in tree.query(points(places[:, :2]), predicate="within").T:
         other = edges[j]
         if other.number != edge.number:
             at = other.line.project(points(places[i, :2]))
-            way = [other.line.project(points(p)) for p in other.line.coords]
-            joined[i] |= abs(np.interp(at, way, other.heights) - places[i, 2]) < 1.5
+            joined[i] |= abs(float(other.height_at(at)) - places[i, 2]) < 1.5
     return joined
 
 
 def _piers(edge: Edge, edges: list[Edge], tree: STRtree) -> list[Face]:
     """Return piers under a deck, none of them on a road."""
     faces = []
-    way = [edge.line.project(points(p)) for p in edge.line.coords]
     for distance in np.arange(_SPAN_M / 2, edge.line.length, _SPAN_M):
-        place = edge.line.interpolate(distance)
-        top = float(np.interp(distance, way, edge.heights)) - _DEPTH_M
-        below = tree.query(place.buffer(2.0), predicate="intersects")
-        if top < 1 or any(edges[j].heights.min() < top - 1 for j in below):
-            continue
-        length, width = 1.2, 0.5 * edge.street.width_m
-        ahead = edge.line.interpolate(min(distance + 0.5, edge.line.length))
-        along = np.array((ahead.x - place.x, ahead.y - place.y))
-        along = along / max(1e-9, float(np.hypot(*along))) * length / 2
-        right = np.array((-along[1], along[0])) * width / length
-        centre = np.array((place.x, place.y))
-        ring = [centre - along - right, centre + along - right, centre + along + right,
-                centre - along + right]  # fmt: skip
-        for a, b in zip(ring, [*ring[1:], ring[0]], strict=True):
-            corners = [(*a, 0.0), (*b, 0.0), (*b, top), (*a, top)]
-            faces.append(quad(np.array(corners), Material.CONCRETE, 1.0))
+        centre, along = point_at(edge.line, distance)
+        top = float(edge.height_at(distance)) - _DEPTH_M
+        below = tree.query(points(centre).buffer(2.0), predicate="intersects")
+        if top > 1 and all(edges[j].heights.min() > top - 1 for j in below):
+            ring = rectangle(centre, along, 1.2, 0.5 * edge.street.width_m)[::-1]
+            for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+                wall = np.array(((x0, y0, 0.0), (x1, y1, 0.0), (x1, y1, top), (x0, y0, top)))
+                faces.append(quad(wall, Material.CONCRETE, 1.0))
     return faces
 
 
 def cutting_strokes(edge: Edge, sun: Sun) -> tuple[list[Stroke], list[Stroke]]:
-    """Make an open approach to a tunnel: its floor and walls, and the shadows and portal over it."""
+    """Make an open approach to a tunnel: its floor, and the shadows and the portal over it."""
     xy, depth = np.asarray(edge.line.coords), -edge.heights
     half = deck_width(edge) / 2
     floor = Fill(ribbon(edge.line, 2 * half, flat=True), Material.CONCRETE, 1.05)
-    over: list[Stroke] = []
     normal = _normals(xy)
     side = -1.0 if float(normal.mean(axis=0) @ sun) > 0 else 1.0
     # The wall towards the sun shades a strip of the floor.
     rim = xy + normal * (half - _RIM_M) * side
     foot = rim + depth[:, None] * sun
-    for i in range(len(xy) - 1):
-        over.append(Shadow(np.array((rim[i], rim[i + 1], foot[i + 1], foot[i]))))
+    over: list[Stroke] = [
+        Shadow(np.array((rim[i], rim[i + 1], foot[i + 1], foot[i]))) for i in range(len(xy) - 1)
+    ]
     if depth.max() > 0.4 * LEVEL_M:
         mouth = edge.line.length if depth[-1] > depth[0] else 0.0
         inward = 2.0 if mouth else -2.0

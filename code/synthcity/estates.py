@@ -12,11 +12,10 @@ from synthcity.blocks import block_lots, shops
 from synthcity.decks import deck_width
 from synthcity.lots import KERB_M, PITCHED, PITCHED_SHARES, Lot, garage, house, row
 from synthcity.network import Edge
-from synthcity.plan import District, Plan
+from synthcity.plan import District, Plan, Rng
 from synthcity.strokes import across, point_at
 
 _HOUSED = {"residential", "tertiary", "secondary", "primary"}
-
 # Overlaps up to this area are rounding errors, square metres.
 _TOUCH_M2 = 0.05
 
@@ -31,7 +30,7 @@ class _Quarter(StrEnum):
     OPEN = "open"
 
 
-def build_estates(plan: Plan, edges: list[Edge], rng: np.random.Generator) -> Lot:
+def build_estates(plan: Plan, edges: list[Edge], rng: Rng) -> Lot:
     """Make all buildings of a city, without overlaps, and what lies around them."""
     quarters = _quarters(plan, rng)
     land = STRtree([Polygon(plan.warp(cell.box.ring())) for cell in plan.cells])
@@ -52,7 +51,7 @@ def build_estates(plan: Plan, edges: list[Edge], rng: np.random.Generator) -> Lo
     return city
 
 
-def _quarters(plan: Plan, rng: np.random.Generator) -> list[_Quarter]:
+def _quarters(plan: Plan, rng: Rng) -> list[_Quarter]:
     """Choose the development of each cell; the densest is near the middle of the city."""
     kinds = {District.SHOPS: _Quarter.SHOPS, District.LOOPS: _Quarter.HOUSES}
     quarters, grids = [], {}
@@ -81,11 +80,7 @@ def _blocks(edges: list[Edge]) -> list[Polygon]:
 
 
 def _street_lots(
-    plan: Plan,
-    edges: list[Edge],
-    land: STRtree,
-    quarters: list[_Quarter],
-    rng: np.random.Generator,
+    plan: Plan, edges: list[Edge], land: STRtree, quarters: list[_Quarter], rng: Rng
 ) -> list[Lot]:
     """Make houses and rows of houses beside residential streets, and garages beside alleys."""
     around = plan.bounds
@@ -114,8 +109,10 @@ def _street_lots(
                     kerb = point_at(edge.line, distance + used / 2)[0] + out * width / 2
                     if rng.random() < (0.5 if alley else 0.94):
                         roof = street_roof if rng.random() < 0.4 else None
-                        lots.append(garage(kerb, along, out, rng) if alley
-                                    else house(kerb, along, out, used, roof, lawn, rng))  # fmt: skip
+                        if alley:
+                            lots.append(garage(kerb, along, out, rng))
+                        else:
+                            lots.append(house(kerb, along, out, used, roof, lawn, rng))
                 distance += used
     return lots
 

@@ -23,37 +23,27 @@ from synthcity.survey import Tile
 
 ROADS_HEADER = "ImageId,WKT_Pix,length_m,travel_time_s"
 BUILDINGS_HEADER = "ImageId,BuildingId,PolygonWKT_Pix,PolygonWKT_Geo"
-
 # Longitude and latitude on WGS 84, in that order.
 _LON_LAT = "OGC:CRS84"
-
 # Minimum length of a labelled piece of road at the border of a chip, metres.
 _SHORTEST_M = 1.0
-
 # Minimum distance between consecutive vertices, pixels. The official validator rejects duplicates.
 _NEAREST_PX = 0.5
-
 # Minimum area of a building, square pixels. The scorers also drop smaller pieces at tile borders.
 _SMALLEST_PX2 = 20.0
-
 # The Mapping Challenge's only category.
 _CATEGORY = 100
 
 
 @dataclass(frozen=True)
 class ChipRoad:
-    """Part of a road within a chip.
+    """Part of a road within a chip."""
 
-    Attributes:
-        line: float64 (n, 2), pixel coordinates in the chip, x = column and y = row, rounded to
-            hundredths.
-        length_m: true length, metres.
-        edge: the road that it belongs to.
-    """
-
+    # float64 (n, 2), pixel coordinates in the chip, x = column and y = row, rounded to
+    # hundredths
     line: FloatArray
-    length_m: float
-    edge: Edge
+    length_m: float  # true length, metres
+    edge: Edge  # the road that it belongs to
 
     @property
     def travel_time_s(self) -> float:
@@ -63,22 +53,14 @@ class ChipRoad:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Part of a building within a tile.
+    """Part of a building within a tile."""
 
-    Attributes:
-        polygon: pixel coordinates in the tile, x = column and y = row, rounded to hundredths, with
-            holes.
-        geographic: the same polygon in longitude and latitude.
-        building: index of the building.
-        share: fraction of the building's ground area within the tile, 0..1.
-        height_m: height of the building, metres.
-    """
-
+    # pixel coordinates in the tile, x = column and y = row, rounded to hundredths, with holes
     polygon: Polygon
-    geographic: Polygon
-    building: int
-    share: float
-    height_m: float
+    geographic: Polygon  # the same polygon in longitude and latitude
+    building: int  # index of the building
+    share: float  # fraction of the building's ground area within the tile, 0..1
+    height_m: float  # height of the building, metres
 
 
 def chip_roads(roads: Sequence[Edge], tree: STRtree, tile: Tile) -> list[ChipRoad]:
@@ -88,7 +70,7 @@ def chip_roads(roads: Sequence[Edge], tree: STRtree, tile: Tile) -> list[ChipRoa
         clipped = roads[i].line.intersection(tile.seen)
         for part in getattr(clipped, "geoms", [clipped]):
             if part.geom_type == "LineString" and part.length >= _SHORTEST_M:
-                found.append(_road(part, roads[i], tile))
+                found += [_road(part, roads[i], tile)]
     return found
 
 

@@ -5,7 +5,7 @@ from shapely import LineString, Polygon, STRtree, box, points
 
 from synthcity.decks import deck_width
 from synthcity.network import CARRIAGEWAY_M, Edge
-from synthcity.plan import CORRIDOR_M, Box, Cell, District, FloatArray, Plan, dense
+from synthcity.plan import CORRIDOR_M, Box, Cell, District, FloatArray, Plan, Rng, dense
 from synthcity.solids import Solid
 from synthcity.spectra import Material
 from synthcity.strokes import (
@@ -21,128 +21,85 @@ from synthcity.strokes import (
     ribbon,
 )
 
-_BASE = {
-    District.GRID: Material.LAWN,
-    District.LOOPS: Material.LAWN,
-    District.SHOPS: Material.DRY_GRASS,
-    District.FIELDS: Material.DRY_GRASS,
-    District.PARK: Material.LAWN,
-}
-
+# Land without lawns between the houses.
+_BARE = {District.SHOPS, District.FIELDS}
 _STREETS = {"residential", "tertiary", "secondary", "primary"}
-
 # Trees per hectare of free ground.
 _DENSITY = {District.GRID: 42, District.LOOPS: 62, District.SHOPS: 14, District.FIELDS: 2,
             District.PARK: 75}  # fmt: skip
 
 
-def ground_strokes(plan: Plan, rng: np.random.Generator) -> list[Stroke]:
+def ground_strokes(plan: Plan, rng: Rng) -> list[Stroke]:
     """Make the land cover under roads and buildings."""
     around = plan.bounds
     strokes: list[Stroke] = [Fill(around.shrunk(-200, -200).ring(), Material.DRY_GRASS)]
     for cell in plan.cells:
-        tone = rng.uniform(0.9, 1.1)
         # Neighbouring cells overlap a little, so that no seam shows under the street between them.
-        land = cell.box.shrunk(-8, -8).ring()
-        strokes.append(Fill(plan.warp(land), _BASE[cell.district], tone))
+        land = plan.warp(cell.box.shrunk(-8, -8).ring())
+        base = Material.DRY_GRASS if cell.district in _BARE else Material.LAWN
+        strokes.append(Fill(land, base, rng.uniform(0.9, 1.1)))
     for cell in plan.cells:
-        match cell.district:
-            case District.FIELDS:
-                strokes += _fields(cell, plan, rng)
-            case District.PARK:
-                strokes += _park(cell, plan, rng)
-            case _:
-                pass
-    return strokes + _motorway_strip(plan)
-
-
-def _motorway_strip(plan: Plan) -> list[Stroke]:
-    if plan.motorway is None:
-        return []
-    around, y = plan.bounds, plan.motorway.place
-    strip = Box(around.x0, y - CORRIDOR_M, around.x1, y + CORRIDOR_M)
-    strokes: list[Stroke] = [Fill(plan.warp(strip.ring()), Material.DRY_GRASS, 0.95)]
-    if not plan.motorway.height:
-        middle = LineString(plan.warp(dense((around.x0, y), (around.x1, y))))
-        strokes += [
-            Fill(ribbon(middle, 2 * CARRIAGEWAY_M), Material.GRAVEL, 0.9),
-            Fill(ribbon(middle, 0.7), Material.CONCRETE, 1.2),
-        ]
+        if cell.district is District.FIELDS:
+            strokes += _fields(cell.box, plan, rng)
+        elif cell.district is District.PARK:
+            strokes += _park(cell.box, plan, rng)
+    if plan.motorway is not None:
+        y = plan.motorway.place
+        strip = Box(around.x0, y - CORRIDOR_M, around.x1, y + CORRIDOR_M)
+        strokes.append(Fill(plan.warp(strip.ring()), Material.DRY_GRASS, 0.95))
+        if not plan.motorway.height:
+            middle = LineString(plan.warp(dense((around.x0, y), (around.x1, y))))
+            strokes.append(Fill(ribbon(middle, 2 * CARRIAGEWAY_M), Material.GRAVEL, 0.9))
+            strokes.append(Fill(ribbon(middle, 0.7), Material.CONCRETE, 1.2))
     return strokes
 
 
-def _fields(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
-    """Split a cell into fields, each with a crop and a direction of ploughing."""
+def _fields(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
+    """Split a cell into fields, each with a crop and lighter and darker furrows along one side."""
     crops = (Material.CROP, Material.STUBBLE, Material.SOIL, Material.DRY_GRASS, Material.CROP)
     strokes: list[Stroke] = []
-    columns = max(1, round(cell.box.width / rng.uniform(90, 150)))
-    rows = max(1, round(cell.box.height / rng.uniform(70, 120)))
-    for i in range(columns):
-        for j in range(rows):
-            field = Box(
-                cell.box.x0 + cell.box.width * i / columns,
-                cell.box.y0 + cell.box.height * j / rows,
-                cell.box.x0 + cell.box.width * (i + 1) / columns,
-                cell.box.y0 + cell.box.height * (j + 1) / rows,
-            ).shrunk(2, 2)
-            crop = crops[int(rng.integers(len(crops)))]
-            tone = rng.uniform(0.85, 1.15)
+    columns = max(1, round(box.width / rng.uniform(90, 150)))
+    rows = max(1, round(box.height / rng.uniform(70, 120)))
+    width, height = box.width / columns, box.height / rows
+    for x in box.x0 + width * np.arange(columns):
+        for y in box.y0 + height * np.arange(rows):
+            field = Box(x, y, x + width, y + height).shrunk(2, 2)
+            crop, tone = crops[int(rng.integers(len(crops)))], rng.uniform(0.85, 1.15)
             strokes.append(Fill(plan.warp(field.ring()), crop, tone))
-            strokes += _furrows(field, plan, crop, tone, rng)
+            pitch, darker, level = rng.uniform(3, 5), rng.uniform(0.84, 0.94), rng.random() < 0.5
+            for start in np.arange(pitch, (height if level else width) - 4 - pitch, 2 * pitch):
+                left, top = (0.0, start) if level else (start, 0.0)
+                right, bottom = (
+                    (field.width, top + pitch) if level else (left + pitch, field.height)
+                )
+                strip = Box(field.x0 + left, field.y0 + top, field.x0 + right, field.y0 + bottom)
+                strokes.append(Fill(plan.warp(strip.ring(20.0)), crop, tone * darker))
     return strokes
 
 
-def _furrows(
-    field: Box, plan: Plan, crop: Material, tone: float, rng: np.random.Generator
-) -> list[Stroke]:
-    """Make lighter and darker strips along one side of a field."""
-    pitch = rng.uniform(3.0, 5.0)
-    depth = rng.uniform(0.06, 0.16)
-    level = bool(rng.random() < 0.5)
-    length = field.height if level else field.width
-    strips: list[Stroke] = []
-    for offset in np.arange(pitch, length - pitch, 2 * pitch):
-        strip = (
-            Box(field.x0, field.y0 + offset, field.x1, field.y0 + offset + pitch)
-            if level
-            else Box(field.x0 + offset, field.y0, field.x0 + offset + pitch, field.y1)
-        )
-        strips.append(Fill(plan.warp(strip.ring(20.0)), crop, tone * (1 - depth)))
-    return strips
-
-
-def _park(cell: Cell, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
-    """Make a park: a pond, a playing field, and gravel paths, which do not count as roads."""
-    box = cell.box
+def _park(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
+    """Make a park: gravel paths, which do not count as roads, a playing field and a pond."""
     strokes: list[Stroke] = []
-    for start, end in (
-        ((box.x0, box.y0 + 0.3 * box.height), (box.x1, box.y0 + 0.75 * box.height)),
-        ((box.x0 + 0.7 * box.width, box.y0), (box.x0 + 0.3 * box.width, box.y1)),
-    ):
-        path = dense(start, end)
-        swing = 0.08 * min(box.width, box.height) * np.sin(np.linspace(0, 7, len(path)))
-        path[:, 0] += swing
-        path[:, 1] -= swing
+    for start, end in (((0, 0.3), (1, 0.75)), ((0.7, 0), (0.3, 1))):
+        corner, size = np.array((box.x0, box.y0)), np.array((box.width, box.height))
+        path = dense(tuple(corner + start * size), tuple(corner + end * size))
+        swing = 0.08 * size.min() * np.sin(np.linspace(0, 7, len(path)))
+        path += swing[:, None] * (1, -1)
         strokes.append(Fill(ribbon(LineString(plan.warp(path)), 2.4), Material.GRAVEL, 1.1))
-    strokes += _pitch(box, plan, rng)
-    strokes += _pond(box, plan, rng)
-    return strokes
+    return [*strokes, *_pitch(box, plan, rng), *_pond(box, plan, rng)]
 
 
-def _pitch(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
+def _pitch(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
     length = min(70.0, 0.35 * box.width)
     centre = np.array((box.x0 + 0.75 * box.width, box.y0 + 0.8 * box.height))
     turn = rng.uniform(-0.4, 0.4)
     along = np.array((np.cos(turn), np.sin(turn)))
     grass = plan.warp(rectangle(centre, along, length, 0.6 * length))
     lines = plan.warp(rectangle(centre, along, 0.93 * length, 0.52 * length))
-    return [
-        Fill(grass, Material.LAWN, 1.15),
-        Stripe(np.concatenate([lines, lines[:1]]), 0.5),
-    ]
+    return [Fill(grass, Material.LAWN, 1.15), Stripe(np.concatenate([lines, lines[:1]]), 0.5)]
 
 
-def _pond(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
+def _pond(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
     size = 0.2 * min(box.width, box.height)
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     radius = size * (
@@ -160,17 +117,13 @@ def _pond(box: Box, plan: Plan, rng: np.random.Generator) -> list[Stroke]:
 
 
 def plant(
-    plan: Plan,
-    edges: list[Edge],
-    solids: list[Solid],
-    ground: list[Fill],
-    rng: np.random.Generator,
+    plan: Plan, edges: list[Edge], solids: list[Solid], ground: list[Fill], rng: Rng
 ) -> list[Crown]:
     """Plant trees whose trunks stand neither on a road nor in a house, water or paving.
 
     Crowns may overhang roads and roofs, because overhanging trees also hide real roads.
     """
-    places = [_street_trees(edges, rng), _motorway_trees(edges, rng)]
+    places = [_street_trees(edges, rng)]
     for cell in plan.cells:
         places.append(_district_trees(cell, plan, rng))
         if cell.district is District.FIELDS:
@@ -187,7 +140,8 @@ def plant(
     hard += [Polygon(fill.points) for fill in ground if fill.material in wet_or_paved]
     trunks = points(candidates[:, :2])
     blocked = STRtree(hard).query(trunks, predicate="dwithin", distance=0.6)[0]
-    return [_crown(*tree, rng) for tree in np.delete(candidates, blocked, axis=0).tolist()]
+    kept = np.delete(candidates, blocked, axis=0).tolist()
+    return [_crown(x, y, radius, rng) for x, y, radius in kept]
 
 
 def _bare_width(edge: Edge) -> float:
@@ -195,47 +149,36 @@ def _bare_width(edge: Edge) -> float:
     return deck_width(edge) + 2.0 if edge.deck else edge.street.width_m
 
 
-def _crown(x: float, y: float, radius: float, rng: np.random.Generator) -> Crown:
+def _crown(x: float, y: float, radius: float, rng: Rng) -> Crown:
     material = Material.DRY_TREE if rng.random() < 0.25 else Material.TREE
     variant = int(rng.integers(CROWN_VARIANTS))
     return Crown(x, y, radius, variant, material, rng.uniform(0.75, 1.25))
 
 
-def _street_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
-    """Place rows of trees along streets, dense or sparse: float64 (n, 3), x, y, radius."""
+def _street_trees(edges: list[Edge], rng: Rng) -> FloatArray:
+    """Place trees along streets, in dense or sparse rows, and loosely along the motorway.
+
+    Returns x, y and radius in metres, float64 (n, 3).
+    """
     trees = []
     for edge in edges:
-        if edge.street.highway not in _STREETS or not edge.level:
+        motorway = edge.street.highway == "motorway"
+        if not motorway and (edge.street.highway not in _STREETS or not edge.level):
             continue
-        leafy = rng.choice((0.08, 0.4, 0.85))
+        leafy = 0.15 if motorway else rng.choice((0.08, 0.4, 0.85))
         grown = rng.uniform(2.4, 4.2) + 2.6 * leafy
+        reach = (12.0, 24.0) if motorway else (0.6, 2.0)
         for side in (-1, 1):
             for distance in np.arange(rng.uniform(2, 8), edge.line.length - 2, rng.uniform(8, 13)):
-                if rng.random() > leafy:
-                    continue
-                here, along = point_at(edge.line, distance + rng.uniform(-1.5, 1.5))
-                aside = side * (edge.street.width_m / 2 + rng.uniform(0.6, 2.0))
-                x, y = here + across(along) * aside
-                trees.append((x, y, grown * rng.uniform(0.7, 1.25)))
-    return _rows(trees)
+                if rng.random() < leafy:
+                    here, along = point_at(edge.line, distance + rng.uniform(-1.5, 1.5))
+                    aside = side * (edge.street.width_m / 2 + rng.uniform(*reach))
+                    x, y = here + across(along) * aside
+                    trees.append((x, y, grown * rng.uniform(0.7, 1.25)))
+    return np.array(trees, dtype=np.float64).reshape(-1, 3)
 
 
-def _motorway_trees(edges: list[Edge], rng: np.random.Generator) -> FloatArray:
-    """Place loose rows of trees beside the motorway."""
-    trees = []
-    for edge in edges:
-        if edge.street.highway != "motorway":
-            continue
-        for distance in np.arange(5, edge.line.length, 9.0):
-            if rng.random() < 0.3:
-                here, along = point_at(edge.line, distance)
-                aside = rng.choice((-1, 1)) * (edge.street.width_m / 2 + rng.uniform(12, 24))
-                x, y = here + across(along) * aside
-                trees.append((x, y, rng.uniform(1.8, 4.0)))
-    return _rows(trees)
-
-
-def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
+def _district_trees(cell: Cell, plan: Plan, rng: Rng) -> FloatArray:
     """Place trees all over a cell; in parks they stand in clumps."""
     land = cell.box
     around = plan.bounds
@@ -255,13 +198,9 @@ def _district_trees(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatAr
     return np.column_stack([plan.warp(places), radius])
 
 
-def _hedge(cell: Cell, plan: Plan, rng: np.random.Generator) -> FloatArray:
+def _hedge(cell: Cell, plan: Plan, rng: Rng) -> FloatArray:
     """Place a hedgerow across the fields."""
     x = cell.box.x0 + cell.box.width * rng.uniform(0.3, 0.7)
     places = dense((x, cell.box.y0 + 8), (x, cell.box.y1 - 8), 4.0)
     places = plan.warp(places + rng.normal(0, 0.8, places.shape))
     return np.column_stack([places, rng.uniform(1.2, 3.2, len(places))])
-
-
-def _rows(trees: list[tuple[float, float, float]]) -> FloatArray:
-    return np.array(trees, dtype=np.float64).reshape(-1, 3)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from shapely import STRtree
 from tqdm import tqdm
 
-from synthcity.city import City, Land, build_city
+from synthcity import labels
+from synthcity.city import Land, build_city
 from synthcity.files import (
     CityError,
     refuse_other_city,
@@ -24,39 +25,22 @@ from synthcity.files import (
     write_text,
     write_tiff,
 )
-from synthcity.labels import (
-    BUILDINGS_HEADER,
-    ROADS_HEADER,
-    Footprint,
-    building_geojson,
-    building_rows,
-    chip_roads,
-    coco,
-    hidden,
-    road_geojson,
-    road_rows,
-    tile_footprints,
-)
 from synthcity.oblique import RenderedImage, Site, render_image, through_atmosphere
 from synthcity.paint import paint
-from synthcity.plan import Overpasses
+from synthcity.plan import FloatArray, Overpasses, Rng
 from synthcity.spectra import BANDS, MAX_COUNT, RGB_BANDS, Sensor, draw_sensor
 from synthcity.strokes import Sun
 from synthcity.survey import Block, Tile, make_blocks, move_to_buildings, oblique_block
 from synthcity.views import VIEW_ANGLE_COUNT, ViewAngle, make_view_angles
 
 _SMALLEST = 64
-
 # Percentages of pixels clipped to black and to white in an 8-bit image.
 _CLIPPED_PERCENT = (1.0, 1.5)
-
 # Minimum width and height of a city of buildings, metres. A few small tiles could otherwise fall
 # between the houses. The tiles are moved to the most densely built part of the city.
 _TOWN_M = 360.0
-
 # Red, green, blue and near infrared, in SpaceNet 4's order.
 _BANDS4 = (*RGB_BANDS, 6)
-
 # Share of the view angles whose swath ends within the city.
 _CUT_SHARE = 0.25
 
@@ -110,50 +94,49 @@ def make_city(
         CityError: an argument is out of range, the directory cannot be written to or it holds
             chips of another synthetic city.
     """
-    _check(chips, test_chips, seed, size, name, overpasses)
+    amount = _check(chips, test_chips, seed, size, name, overpasses)
     train, test = directory / "train" / f"{name}_Train", directory / "test" / f"{name}_Test_Public"
     prefixes = {train: f"SN5_roads_train_{name}", test: f"SN5_roads_test_public_{name}"}
-    truths = {
-        train: train / f"{prefixes[train]}_geojson_roads_speed_wkt_weighted_simp.csv",
-        test: directory / "test_truth.csv",
-    }
-
-    def path(root: Path, kind: str, tile: Tile) -> Path:
-        ending = "tif" if kind.startswith("PS") else "geojson"
-        return root / kind / f"{prefixes[root]}_{kind}_chip{tile.name}.{ending}"
-
+    wkt = train / f"{prefixes[train]}_geojson_roads_speed_wkt_weighted_simp.csv"
     kinds = ("PS-MS", "PS-RGB", "geojson_roads_speed")
-    both = make_blocks(chips, test_chips, size, np.random.default_rng((seed, 0)))
-    blocks = {root: of for root, of in zip((train, test), both, strict=True) if of.tiles}
-    for root, block in blocks.items():
-        refuse_other_city(root, {path(root, kind, t) for kind in kinds for t in block.tiles})
-        require_writable(truths[root])
+
+    def paths(root: Path, tile: Tile) -> list[Path]:
+        names = [f"{prefixes[root]}_{kind}_chip{tile.name}" for kind in kinds]
+        endings = ("tif", "tif", "geojson")
+        return [root / k / f"{n}.{e}" for k, n, e in zip(kinds, names, endings, strict=True)]
+
+    blocks = make_blocks(chips, test_chips, size, np.random.default_rng((seed, 0)))
+    splits = [(train, blocks[0], wkt), (test, blocks[1], directory / "test_truth.csv")]
+    _prepare([(root, block.tiles, [truth]) for root, block, truth in splits], paths)
     sensor = draw_sensor(np.random.default_rng((seed, 1)))
     histogram = np.zeros((len(RGB_BANDS), MAX_COUNT + 1), dtype=np.int64)
-    for order, (root, block) in enumerate(blocks.items()):
-        land = Land(block.width, block.height, block.green, sensor.shadow_per_m,
-                    Overpasses(overpasses))  # fmt: skip
+    for order, (root, block, truth) in enumerate(splits):
+        if not block.tiles:
+            continue
+        land = Land(block.width, block.height, block.green, sensor.shadow_per_m, amount)
         city = build_city(land, np.random.default_rng((seed, 2, order)))
         tree = STRtree([edge.line for edge in city.roads])
-        rows = [ROADS_HEADER]
+        rows = [labels.ROADS_HEADER]
         for tile in block.tiles:
-            roads = chip_roads(city.roads, tree, tile)
-            rows += road_rows(f"{name}_chip{tile.name}", roads)
+            roads = labels.chip_roads(city.roads, tree, tile)
+            rows += labels.road_rows(f"{name}_chip{tile.name}", roads)
             noise = np.random.default_rng((seed, 3, int(tile.name)))
             counts = paint(city.from_above, tile.window, tile.grid, sensor, city.texture, noise)
             counts[~tile.valid] = 0
-            write_tiff(path(root, "PS-MS", tile), counts, tile.transform)
+            image, _, label = paths(root, tile)
+            write_tiff(image, counts, tile.transform)
             if root is train:
-                write_text(path(root, kinds[2], tile), road_geojson(roads, tile))
+                write_text(label, labels.road_geojson(roads, tile))
                 histogram += _histograms(counts[..., list(RGB_BANDS)])
-        write_text(truths[root], "\n".join(rows) + "\n")
+        write_text(truth, "\n".join(rows) + "\n")
     # All chips of the AOI share one stretch, so that neighbours match.
     stretch = _stretch(histogram)
-    for root, block in blocks.items():
+    for root, block, _ in splits:
         for tile in block.tiles:
-            with rasterio.open(path(root, "PS-MS", tile)) as source:
+            multispectral, picture, _ = paths(root, tile)
+            with rasterio.open(multispectral) as source:
                 counts = np.stack([source.read(band + 1) for band in RGB_BANDS], axis=2)
-            write_tiff(path(root, "PS-RGB", tile), _eight_bits(counts, stretch), tile.transform)
+            write_tiff(picture, _eight_bits(counts, stretch), tile.transform)
 
 
 def make_building_city(
@@ -180,53 +163,38 @@ def make_building_city(
       ``geojson/buildings`` and ``summaryData``, ``test/{name}_Test_public`` with images only,
       ``test_truth.csv``: about 0.3 m per pixel, almost at nadir.
     - COCO: ``train`` and ``val`` with ``images`` and ``annotation.json``, ``test_images`` and
-      ``test_annotation.json``.
+      ``test_annotation.json``, with as many images for validation as for tests.
 
-    Args:
-        directory: created if it does not exist.
-        layout: directory layout and file formats.
-        chips: number of training tiles, at least 1; None for the layout's default.
-        test_chips: number of test tiles, may be 0; COCO gets as many for validation.
-        seed: seed of all random choices, at least 0.
-        size: side of a tile, pixels, at least 64; None for the layout's default.
-        view_angles: number of view angles for SpaceNet 4, 1 to 27.
-        name: AOI name for SpaceNet 2, ``AOI_<number>_<word>``.
-        overpasses: how many roads cross on different levels: ``none``, ``few`` or ``many``.
-
-    Raises:
-        CityError: an argument is out of range, the directory cannot be written to or it holds
-            images of another synthetic city.
+    Arguments and errors are those of :func:`make_city`. The layout's ``DEFAULTS`` replace a None.
+    ``view_angles`` is the number of view angles for SpaceNet 4, 1 to 27.
     """
     chips, test_chips, size = (
         usual if given is None else given
         for given, usual in zip((chips, test_chips, size), DEFAULTS[layout], strict=True)
     )
-    _check(chips, test_chips, seed, size, name, overpasses)
-    amount = Overpasses(overpasses)
+    amount = _check(chips, test_chips, seed, size, name, overpasses)
+    rng = np.random.default_rng((seed, 0))
     match layout:
         case BuildingLayout.SPACENET4:
             collects = make_view_angles(view_angles, np.random.default_rng((seed, 4)))
-            blocks = (oblique_block(chips, size, test=False),
-                      oblique_block(test_chips, size, test=True))  # fmt: skip
-            _write_spacenet4(directory, blocks, seed, size, collects, amount)
+            splits = [oblique_block(chips, size, test=False)]
+            splits.append(oblique_block(test_chips, size, test=True))
+            _write_spacenet4(directory, splits, seed, size, collects, amount)
         case BuildingLayout.SPACENET2:
-            rng = np.random.default_rng((seed, 0))
-            blocks = make_blocks(chips, test_chips, size, rng)
-            _write_spacenet2(directory, blocks, seed, name, amount)
+            _write_spacenet2(
+                directory, make_blocks(chips, test_chips, size, rng), seed, name, amount
+            )
         case BuildingLayout.COCO:
             # Validation and test tiles lie side by side in one city.
-            rng = np.random.default_rng((seed, 0))
             blocks = make_blocks(chips, 2 * test_chips, size, rng)
             _write_coco(directory, blocks, test_chips, seed, size, amount)
 
 
-def _check(chips: int, test_chips: int, seed: int, size: int, name: str, overpasses: str) -> None:
-    for what, value, least in (
-        ("chips", chips, 1),
-        ("test_chips", test_chips, 0),
-        ("seed", seed, 0),
-        ("size", size, _SMALLEST),
-    ):
+def _check(
+    chips: int, test_chips: int, seed: int, size: int, name: str, overpasses: str
+) -> Overpasses:
+    counts = (("chips", chips, 1), ("test_chips", test_chips, 0), ("seed", seed, 0))
+    for what, value, least in (*counts, ("size", size, _SMALLEST)):
         if value < least:
             raise CityError(
                 f"cannot make a city with {what} = {value}; give a number of at least {least}."
@@ -237,6 +205,7 @@ def _check(chips: int, test_chips: int, seed: int, size: int, name: str, overpas
         )
     if overpasses not in list(Overpasses):
         raise CityError(f"overpasses = {overpasses!r} is unknown; give none, few or many.")
+    return Overpasses(overpasses)
 
 
 class _Town:
@@ -245,18 +214,16 @@ class _Town:
     The tiles lie where most buildings stand, unless the city has a green.
     """
 
-    def __init__(
-        self, block: Block, seed: int, order: int, sun: Sun, overpasses: Overpasses
-    ) -> None:
+    def __init__(self, block: Block, seed: int, order: int, sun: Sun, amount: Overpasses) -> None:
         least = 0.0 if block.green else _TOWN_M
-        land = Land(max(block.width, least), max(block.height, least), block.green, sun, overpasses)
-        self.city: City = build_city(land, np.random.default_rng((seed, 2, order)))
+        land = Land(max(block.width, least), max(block.height, least), block.green, sun, amount)
+        self.city = build_city(land, np.random.default_rng((seed, 2, order)))
         self.tiles = block.tiles
         if least:
             room = least - block.width, least - block.height
             self.tiles = move_to_buildings(block, self.city.solids, room)
         tree = STRtree([solid.footprint for solid in self.city.solids])
-        self.truth = {t.name: tile_footprints(self.city.solids, tree, t) for t in self.tiles}
+        self.truth = {t.name: labels.tile_footprints(self.city.solids, tree, t) for t in self.tiles}
         self.key = (seed, 3, order)
 
     def sites(self) -> Iterator[tuple[int, Tile, Site]]:
@@ -276,94 +243,93 @@ class _Town:
 
 
 def _prepare(
-    roots: Sequence[Path], blocks: Sequence[Sequence[Tile]],
-    paths: Callable[[Path, Tile], Sequence[Path]], truths: Sequence[Path],
-) -> None:  # fmt: skip
-    """Fail early if a directory holds another city or a truth cannot be written."""
-    for root, tiles, truth in zip(roots, blocks, truths, strict=True):
+    splits: Sequence[tuple[Path, Sequence[Tile], Sequence[Path]]],
+    paths: Callable[[Path, Tile], Sequence[Path]],
+) -> None:
+    """Fail early if a directory holds another city or the truth of any tiles cannot be written."""
+    for root, tiles, truths in splits:
         refuse_other_city(root, {path for tile in tiles for path in paths(root, tile)})
-        if tiles:
+        for truth in truths if tiles else ():
             require_writable(truth)
 
 
 def _write_csv(path: Path, rows: Sequence[str], more: str = "") -> None:
-    write_text(path, "\n".join([BUILDINGS_HEADER + more, *rows]) + "\n")
+    write_text(path, "\n".join([labels.BUILDINGS_HEADER + more, *rows]) + "\n")
 
 
 def _write_spacenet2(
-    directory: Path, blocks: Sequence[Block], seed: int, name: str, overpasses: Overpasses
+    directory: Path, blocks: Sequence[Block], seed: int, name: str, amount: Overpasses
 ) -> None:
     train, test = directory / "train" / f"{name}_Train", directory / "test" / f"{name}_Test_public"
-    truths = (train / "summaryData" / f"{name}_Train_Building_Solutions.csv",
-              directory / "test_truth.csv")  # fmt: skip
+    solutions = train / "summaryData" / f"{name}_Train_Building_Solutions.csv"
 
     def paths(root: Path, tile: Tile) -> list[Path]:
         products = [f"{kind}-PanSharpen" for kind in ("MUL", "RGB")]
         images = [root / p / f"{p}_{name}_img{tile.name}.tif" for p in products]
         return [*images, root / "geojson/buildings" / f"buildings_{name}_img{tile.name}.geojson"]
 
-    _prepare((train, test), [block.tiles for block in blocks], paths, truths)
+    splits = [(train, blocks[0], solutions), (test, blocks[1], directory / "test_truth.csv")]
+    _prepare([(root, block.tiles, [truth]) for root, block, truth in splits], paths)
     sensor = draw_sensor(np.random.default_rng((seed, 1)))
-    for order, (root, block) in enumerate(zip((train, test), blocks, strict=True)):
+    for order, (root, block, truth) in enumerate(splits):
         if not block.tiles:
             continue
-        town = _Town(block, seed, order, sensor.shadow_per_m, overpasses)
+        town = _Town(block, seed, order, sensor.shadow_per_m, amount)
         rows = []
         for tile, rendered in town.nadir_images(sensor):
             multispectral, rgb, label = paths(root, tile)
-            counts, footprints = rendered.counts, town.truth[tile.name]
-            write_tiff(multispectral, counts, tile.transform, tile.crs)
-            colours = np.ascontiguousarray(counts[..., list(RGB_BANDS)])
+            footprints = town.truth[tile.name]
+            write_tiff(multispectral, rendered.counts, tile.transform, tile.crs)
+            colours = np.ascontiguousarray(rendered.counts[..., list(RGB_BANDS)])
             write_tiff(rgb, colours, tile.transform, tile.crs)
-            if root == train:
-                write_text(label, building_geojson(footprints))
-            rows += building_rows(f"{name}_img{tile.name}", footprints)
-        _write_csv(truths[order], rows)
+            if root is train:
+                write_text(label, labels.building_geojson(footprints))
+            rows += labels.building_rows(f"{name}_img{tile.name}", footprints)
+        _write_csv(truth, rows)
 
 
 def _write_coco(
     directory: Path, blocks: Sequence[Block], held_out: int, seed: int, size: int,
-    overpasses: Overpasses,
+    amount: Overpasses,
 ) -> None:  # fmt: skip
     train, rest = (block.tiles for block in blocks)
-    roots = (directory / "train" / "images", directory / "val" / "images",
-             directory / "test_images")  # fmt: skip
-    truths = (directory / "train" / "annotation.json", directory / "val" / "annotation.json",
-              directory / "test_annotation.json")  # fmt: skip
-    splits = (train, rest[:held_out], rest[held_out:])
+    splits = [
+        (directory / "train/images", train, directory / "train/annotation.json"),
+        (directory / "val/images", rest[:held_out], directory / "val/annotation.json"),
+        (directory / "test_images", rest[held_out:], directory / "test_annotation.json"),
+    ]
 
     def paths(root: Path, tile: Tile) -> list[Path]:
         return [root / f"{int(tile.name):012d}.jpg"]
 
-    _prepare(roots, splits, paths, truths)
+    _prepare([(root, tiles, [truth]) for root, tiles, truth in splits], paths)
     sensor = draw_sensor(np.random.default_rng((seed, 1)))
     shots: dict[str, NDArray[np.uint16]] = {}
-    truth: dict[str, list[Footprint]] = {}
+    found: dict[str, list[labels.Footprint]] = {}
     for order, block in enumerate(blocks):
         if block.tiles:
-            town = _Town(block, seed, order, sensor.shadow_per_m, overpasses)
-            truth |= town.truth
+            town = _Town(block, seed, order, sensor.shadow_per_m, amount)
+            found |= town.truth
             for tile, rendered in town.nadir_images(sensor):
                 shots[tile.name] = np.ascontiguousarray(rendered.counts[..., list(RGB_BANDS)])
-    stretch = _stretch(sum(_histograms(shots[tile.name]) for tile in train))
-    for root, annotations, tiles in zip(roots, truths, splits, strict=True):
+    stretch = _stretch(np.sum([_histograms(shots[tile.name]) for tile in train], axis=0))
+    for root, tiles, truth in splits:
         images = []
         for tile in tiles:
             (path,) = paths(root, tile)
             write_jpeg(path, _eight_bits(shots[tile.name], stretch))
-            images.append((int(tile.name), path.name, size, truth[tile.name]))
+            images.append((int(tile.name), path.name, size, found[tile.name]))
         if images:
-            write_text(annotations, coco(images))
+            write_text(truth, labels.coco(images))
 
 
 def _histograms(rgb: NDArray[np.uint16]) -> NDArray[np.int64]:
     """Return the histograms of red, green and blue, int64 (3, 2048)."""
-    return np.stack(
-        [np.bincount(of.ravel(), minlength=MAX_COUNT + 1) for of in np.moveaxis(rgb, 2, 0)]
-    )
+    colours = rgb.reshape(-1, len(RGB_BANDS)).T
+    return np.stack([np.bincount(colour, minlength=MAX_COUNT + 1) for colour in colours])
 
 
-def _stretch(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+def _stretch(histogram: NDArray[np.int64]) -> FloatArray:
     """Return the counts that map to black and to white in red, green and blue, float64 (2, 3)."""
     limits = []
     for frequency in histogram:
@@ -373,8 +339,8 @@ def _stretch(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.array(limits, dtype=np.float64).T
 
 
-def _eight_bits(rgb: NDArray[np.uint16], stretch: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Stretch counts (h, w, 3) to 1..255. Black is 1, because 0 means "no data" as in the counts."""
+def _eight_bits(rgb: NDArray[np.uint16], stretch: FloatArray) -> NDArray[np.uint8]:
+    """Stretch counts (h, w, 3). Black is 1, because 0 means "no data", as in the counts."""
     low, high = stretch
     grey = 1 + 254 * np.clip((rgb - low) / np.maximum(1.0, high - low), 0, 1)
     grey[(rgb == 0).all(axis=2)] = 0
@@ -382,35 +348,28 @@ def _eight_bits(rgb: NDArray[np.uint16], stretch: NDArray[np.float64]) -> NDArra
 
 
 def _write_spacenet4(
-    directory: Path,
-    blocks: Sequence[Block],
-    seed: int,
-    size: int,
-    collects: Sequence[ViewAngle],
-    overpasses: Overpasses,
-) -> None:
-    train, test = directory / "train", directory / "test"
-    summaries = {c.name: train / "summaryData" / f"{c.name}_Train.csv" for c in collects}
-    test_truth = directory / "test_truth.csv"
+    directory: Path, blocks: Sequence[Block], seed: int, size: int,
+    collects: Sequence[ViewAngle], amount: Overpasses,
+) -> None:  # fmt: skip
+    train, test_truth = directory / "train", directory / "test_truth.csv"
+    summaries = [train / "summaryData" / f"{c.name}_Train.csv" for c in collects]
 
     def paths(root: Path, tile: Tile) -> list[Path]:
         kind, label = "Pan-Sharpen", "spacenet-buildings"
         images = [root / c.name / kind / f"{kind}_{c.name}_{tile.name}.tif" for c in collects]
         return [*images, root / "geojson" / label / f"{label}_{tile.name}.geojson"]
 
-    tiles = [block.tiles for block in blocks]
-    _prepare((train, test), tiles, paths, (summaries[collects[0].name], test_truth))
-    for path in summaries.values():
-        require_writable(path)
+    splits = [(train, blocks[0], summaries), (directory / "test", blocks[1], [test_truth])]
+    _prepare([(root, block.tiles, truths) for root, block, truths in splits], paths)
     rng = np.random.default_rng((seed, 1))
     sensor, sun = draw_sensor(rng), _winter_sun(rng)
     exposures = rng.uniform(0.85, 1.15, VIEW_ANGLE_COUNT)
-    swaths = _swaths(collects, size, rng)
-    for order, (root, block) in enumerate(zip((train, test), blocks, strict=True)):
+    swaths = _swaths(len(collects), size, rng)
+    for order, (root, block, truths) in enumerate(splits):
         if not block.tiles:
             continue
-        town = _Town(block, seed, order, sun, overpasses)
-        rows: dict[str, list[str]] = {collect.name: [] for collect in collects}
+        town = _Town(block, seed, order, sun, amount)
+        rows: list[list[str]] = [[] for _ in collects]
         shown = tqdm(town.sites(), f"{root.name} tiles", len(town.tiles), disable=None)
         for number, tile, site in shown:
             footprints = town.truth[tile.name]
@@ -422,36 +381,27 @@ def _write_spacenet4(
                 valid = swaths[i] if number == 0 else tile.valid
                 rendered.counts[~valid] = 0
                 write_tiff(path, rendered.counts, tile.transform, tile.crs)
-                unseen = hidden(footprints, rendered.roof, valid)
-                rows[collect.name] += building_rows(
-                    f"{collect.name}_{tile.name}", footprints, unseen
-                )
-            if root == train:
-                write_text(label, building_geojson(footprints))
-        if root == train:
-            for collect in collects:
-                _write_csv(summaries[collect.name], rows[collect.name], ",Occluded")
-        else:
-            _write_csv(test_truth, [row for of in rows.values() for row in of], ",Occluded")
+                unseen = labels.hidden(footprints, rendered.roof, valid)
+                rows[i] += labels.building_rows(f"{collect.name}_{tile.name}", footprints, unseen)
+            if root is train:
+                write_text(label, labels.building_geojson(footprints))
+        together = rows if root is train else [[row for of in rows for row in of]]
+        for truth, of in zip(truths, together, strict=True):
+            _write_csv(truth, of, ",Occluded")
 
 
-def _winter_sun(rng: np.random.Generator) -> Sun:
+def _winter_sun(rng: Rng) -> Sun:
     """Draw the sun of a December morning in Atlanta."""
     azimuth, elevation = np.radians(rng.uniform(158, 172)), np.radians(rng.uniform(30, 35))
     reach = 1.0 / np.tan(elevation)
     return float(-np.sin(azimuth) * reach), float(np.cos(azimuth) * reach)
 
 
-def _swaths(
-    collects: Sequence[ViewAngle], size: int, rng: np.random.Generator
-) -> list[NDArray[np.bool_]]:
+def _swaths(collects: int, size: int, rng: Rng) -> list[NDArray[np.bool_]]:
     """Draw the valid pixels of the first tile per view angle; at least one swath ends in it."""
     cut = rng.random(VIEW_ANGLE_COUNT) < _CUT_SHARE
-    cut[int(rng.integers(len(collects)))] = True
+    cut[int(rng.integers(collects))] = True
     legs = rng.uniform(0.25, 0.7, (VIEW_ANGLE_COUNT, 2)) * size
     x, y = np.arange(size)[None, :] + 0.5, np.arange(size)[:, None] + 0.5
-    whole = np.ones((size, size), dtype=bool)
-    return [
-        np.asarray(x / legs[i, 0] + y / legs[i, 1] >= 1) if cut[i] else whole
-        for i in range(len(collects))
-    ]
+    return [x / leg[0] + y / leg[1] >= 1 - 9 * (not ends) for leg, ends in
+            zip(legs[:collects], cut, strict=False)]  # fmt: skip

@@ -6,44 +6,34 @@ import numpy as np
 from shapely import Polygon, get_coordinates, is_valid, union_all
 
 from synthcity.network import Edge
-from synthcity.plan import FloatArray
+from synthcity.plan import FloatArray, Rng
 from synthcity.solids import Cladding, Solid, flat_block, merged, pitched_block
 from synthcity.spectra import Material
 from synthcity.strokes import Crown, Fill, Stripe, across, point_at, rectangle
 
 #: Sidewalk and verge beside the carriageway, metres.
 KERB_M = 3.2
-
 #: Materials of pitched roofs, and their frequencies.
 PITCHED = (Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE)
-
 PITCHED_SHARES = (0.46, 0.30, 0.24)
-
 _FLAT = (Material.ROOF_GREY, Material.GRAVEL, Material.ROOF_WHITE, Material.ROOF_METAL,
          Material.ROOF_BROWN)  # fmt: skip
 _FLAT_SHARES = (0.36, 0.26, 0.18, 0.10, 0.10)
-
 #: Materials of walls: houses have the first two, halls the last two.
 WALLS = (Material.BRICK, Material.STUCCO, Material.CONCRETE)
 
 
 @dataclass
 class Lot:
-    """Buildings that are kept or dropped together, with what lies around them.
+    """Buildings that are kept or dropped together, with what lies around them."""
 
-    Attributes:
-        solids: buildings, which may touch.
-        ground: parcels, drives, car parks, pools, in painting order.
-        stripes: lines of parking bays.
-        cars: (place, direction) of parked cars.
-        crowns: trees in courtyards.
-    """
-
-    solids: list[Solid] = field(default_factory=list)
+    solids: list[Solid] = field(default_factory=list)  # buildings, which may touch
+    # parcels, drives, car parks, pools, in painting order
     ground: list[Fill] = field(default_factory=list)
-    stripes: list[Stripe] = field(default_factory=list)
+    stripes: list[Stripe] = field(default_factory=list)  # lines of parking bays
+    # (place, direction) of parked cars
     cars: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
-    crowns: list[Crown] = field(default_factory=list)
+    crowns: list[Crown] = field(default_factory=list)  # trees in courtyards
 
     def add(self, other: "Lot") -> None:
         """Append the contents of ``other``."""
@@ -51,23 +41,21 @@ class Lot:
             getattr(self, name).extend(getattr(other, name))
 
 
-def block_cladding(
-    rng: np.random.Generator, *, bay_m: float = 3.2, glazing: float = 0.45
-) -> Cladding:
+def block_cladding(rng: Rng, *, bay_m: float = 3.2, glazing: float = 0.45) -> Cladding:
     """Draw the materials of a block of flats or offices."""
     wall = WALLS[int(rng.integers(len(WALLS)))], rng.uniform(0.75, 1.2)
     roof = _FLAT[int(rng.choice(len(_FLAT), p=_FLAT_SHARES))], rng.uniform(0.75, 1.2)
     return Cladding(*wall, *roof, bay_m, glazing)
 
 
-def house_cladding(street_roof: int | None, rng: np.random.Generator) -> Cladding:
+def house_cladding(street_roof: int | None, rng: Rng) -> Cladding:
     """Draw the materials of a house; ``street_roof`` indexes ``PITCHED``, None draws a roof."""
     kind = int(rng.choice(len(PITCHED), p=PITCHED_SHARES)) if street_roof is None else street_roof
     wall = WALLS[int(rng.integers(2))], rng.uniform(0.85, 1.3)
     return Cladding(*wall, PITCHED[kind], rng.uniform(0.7, 1.3), bay_m=3.4, glazing=0.3)
 
 
-def metal_cladding(rng: np.random.Generator, wall: Material = Material.ROOF_METAL) -> Cladding:
+def metal_cladding(rng: Rng, wall: Material = Material.ROOF_METAL) -> Cladding:
     """Draw the materials of a shed or of a unit on a roof."""
     return Cladding(wall, 0.8, Material.ROOF_METAL, rng.uniform(0.6, 1.2), bay_m=0)
 
@@ -82,19 +70,11 @@ def frame(lot: Polygon) -> tuple[FloatArray, FloatArray, float, float]:
     return corners.mean(axis=0), along, float(lengths[longer]), float(lengths[1 - longer])
 
 
-def row(
-    edge: Edge, side: int, distance: float, rng: np.random.Generator
-) -> tuple[float, list[Lot]]:
-    """Make a row of terraced houses with shared walls.
+def row(edge: Edge, side: int, distance: float, rng: Rng) -> tuple[float, list[Lot]]:
+    """Make a row of terraced houses with shared walls, from a distance along a street on.
 
-    Args:
-        edge: their street.
-        side: 1 for the right of its direction, -1 for the left.
-        distance: start of the row along the street, metres.
-        rng: random generator for all choices.
-
-    Returns:
-        The length of street that the row takes, metres, and the row, or no lot without room for it.
+    ``side`` is 1 for the right of the street's direction, -1 for the left. Returns the length of
+    street that the row takes, metres, and the row, or no lot without room for it.
     """
     frontage, depth = rng.uniform(6.0, 9.5), rng.uniform(9, 12)
     setback = edge.street.width_m / 2 + KERB_M + rng.uniform(0.5, 4)
@@ -137,18 +117,13 @@ def house(
     frontage: float,
     street_roof: int | None,
     lawn: float,
-    rng: np.random.Generator,
+    rng: Rng,
 ) -> Lot:
     """Make a house in its garden: a rectangle, an L or a T, with a drive, a shed or a pool.
 
-    Args:
-        kerb: point on the kerb in front of the house, metres.
-        along: direction of the street, unit vector.
-        out: direction from the street to the house, unit vector.
-        frontage: width of the parcel along the street, metres.
-        street_roof: index of its roof in ``PITCHED``; None draws one.
-        lawn: how common lawns are in its street, 0..1.
-        rng: random generator for all choices.
+    It faces the point ``kerb`` of a street. ``along`` and ``out`` are unit vectors along the street
+    and from it to the house; ``frontage`` is the width of its parcel, metres. ``street_roof`` is
+    the index of its roof in ``PITCHED``, None draws one. ``lawn``, 0..1, is the share of lawns.
     """
     width, depth = min(frontage - 3, rng.uniform(10, 16)), rng.uniform(8, 11.5)
     setback = KERB_M + rng.uniform(4, 9)
@@ -189,9 +164,7 @@ def house(
     return lot
 
 
-def _drive(
-    lot: Lot, kerb: FloatArray, out: FloatArray, setback: float, rng: np.random.Generator
-) -> None:
+def _drive(lot: Lot, kerb: FloatArray, out: FloatArray, setback: float, rng: Rng) -> None:
     """Add a drive from the street to the house, of concrete or asphalt."""
     surface = Material.CONCRETE if rng.random() < 0.6 else Material.ASPHALT
     strip = rectangle(kerb + out * (setback / 2), out, setback + 1, rng.uniform(2.8, 5))
@@ -200,7 +173,7 @@ def _drive(
         lot.cars.append((kerb + out * (setback - 3), out))
 
 
-def garage(kerb: FloatArray, along: FloatArray, out: FloatArray, rng: np.random.Generator) -> Lot:
+def garage(kerb: FloatArray, along: FloatArray, out: FloatArray, rng: Rng) -> Lot:
     """Make a garage at an alley, with its apron."""
     depth = rng.uniform(5.5, 7)
     body = rectangle(kerb + out * (KERB_M + depth / 2 + 0.6), along, rng.uniform(5.5, 7), depth)

@@ -6,6 +6,7 @@ otherwise one passes over the other and they share no vertex. So only ramps join
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -18,73 +19,49 @@ from synthcity.plan import (
     Cell,
     District,
     FloatArray,
+    MainLine,
     Overpasses,
     Plan,
+    Rng,
     dense,
     make_plan,
 )
 
 #: Distance from the middle of a motorway to the middle of one carriageway, metres.
 CARRIAGEWAY_M = 9.2
-
 # Distances from the interchange at which the ramps of a diamond and the outer ramps of a cloverleaf
 # leave the motorway and reach the crossing road; radius of a cloverleaf's loops. Metres.
 _DIAMOND_M, _OUTER_M, _LOOP_M = (150.0, 44.0), (185.0, 92.0), 24.0
-
 _LANE_M = {"motorway": 3.7, "primary": 3.4, "secondary": 3.3, "tertiary": 3.2}
-
 _SHOULDER_M = {"motorway": 4.6, "primary": 1.8, "secondary": 2.0, "tertiary": 2.2}
-
 _PLAIN_WIDTH_M = {"motorway_link": 6.0, "residential": 8.4, "unclassified": 6.2,
                   "service": 4.6, "track": 3.2, "rail": 8.6, "footway": 2.6}  # fmt: skip
-
 #: Metres per second in one mile per hour.
 MPS_PER_MPH = 0.44704
-
 # SpaceNet 5's rule: class -> mph with at most two lanes, mph with three or more.
-_SPEEDS_MPH = {
-    "motorway": (55.0, 65.0),
-    "motorway_link": (55.0, 65.0),
-    "primary": (45.0, 55.0),
-    "secondary": (35.0, 45.0),
-    "tertiary": (30.0, 35.0),
-    "residential": (25.0, 30.0),
-    "unclassified": (20.0, 20.0),
-    "service": (20.0, 20.0),
-    "track": (20.0, 20.0),
-}
-
+_SPEEDS_MPH = {"motorway": (55.0, 65.0), "motorway_link": (55.0, 65.0), "primary": (45.0, 55.0),
+               "secondary": (35.0, 45.0), "tertiary": (30.0, 35.0), "residential": (25.0, 30.0),
+               "unclassified": (20.0, 20.0), "service": (20.0, 20.0),
+               "track": (20.0, 20.0)}  # fmt: skip
 _UNPAVED_FACTOR = 0.75
-
 # Ends and crossings closer than this, in plan and in height, share one node, metres.
 _SNAP_M, _SAME_HEIGHT_M = 1.5, 1.0
-
 # Streets are cut where they leave the ground and half way between two levels, metres.
 _CUT_HEIGHTS_M = (0.05, -0.05, 0.5 * LEVEL_M, 1.5 * LEVEL_M, -0.5 * LEVEL_M)
-
 # Tolerance for simplifying edges, metres. Images and labels use the simplified edges.
 _SIMPLIFY_M = 0.08
 
 
 @dataclass(frozen=True)
 class Street:
-    """Street before it is cut at its crossings.
+    """Street before it is cut at its crossings."""
 
-    Attributes:
-        line: float64 (n, 3), x and y in the plan and height above ground, metres.
-        highway: OpenStreetMap's class, or ``rail``.
-        lanes: total number of lanes.
-        width_m: width of the carriageway, metres.
-        paved: true for asphalt, false for earth and gravel.
-        thinned: whether pieces may be left out to make dead ends and irregular blocks.
-    """
-
-    line: FloatArray
-    highway: str
-    lanes: int
-    width_m: float
-    paved: bool = True
-    thinned: bool = False
+    line: FloatArray  # float64 (n, 3), x and y in the plan and height above ground, metres
+    highway: str  # OpenStreetMap's class, or ``rail``
+    lanes: int  # total number of lanes
+    width_m: float  # width of the carriageway, metres
+    paved: bool = True  # true for asphalt, false for earth and gravel
+    thinned: bool = False  # whether pieces may be left out to make dead ends and irregular blocks
 
     @property
     def is_road(self) -> bool:
@@ -93,7 +70,7 @@ class Street:
 
 
 def main_streets(plan: Plan) -> list[Street]:
-    """Make the main roads, the motorway's carriageways and ramps, the railway, the footbridges."""
+    """Make the main roads, the motorway's carriageways and ramps, and the railway."""
     around, motorway = plan.bounds, plan.motorway
     streets = []
     for column in plan.columns:
@@ -109,8 +86,12 @@ def main_streets(plan: Plan) -> list[Street]:
             streets.append(_street(line, row.height, row.highway, row.lanes))
     if motorway and around.y0 < motorway.place < around.y1:
         streets += _ramps(plan, motorway.place, motorway.height)
-    for x, y, level in plan.footbridges:
-        streets.append(_footbridge(x, y, level=level))
+        if plan.underpass is not None:
+            below = MainLine(plan.underpass, "tertiary", 2, crossing=-LEVEL_M)
+            line = dense((0.0, -plan.clear), (0.0, plan.clear))
+            heights = below.heights(line[:, 1])
+            line += np.array((plan.underpass, motorway.place))
+            streets.append(_street(line, heights, below.highway, below.lanes))
     return streets
 
 
@@ -160,15 +141,15 @@ def _ramps(plan: Plan, y: float, height: float) -> list[Street]:
     return ramps
 
 
-def _footbridge(x: float, y: float, *, level: bool) -> Street:
-    """Make a footbridge with stairs at both ends, along x if ``level``, otherwise along y."""
-    half = 13.0 if level else 24.0
-    way = dense((-half - 11, 0.0), (half + 11, 0.0), 3.0)
-    heights = LEVEL_M * np.clip((half + 11 - np.abs(way[:, 0])) / 11, 0, 1)
-    return _street(np.array((x, y)) + _swap(way, not level), heights, "footway", 1)
+def _footbridge(place: tuple[float, float, bool]) -> Street:
+    """Make a footbridge with stairs at both ends, along x or along y."""
+    half = 13.0 if place[2] else 24.0
+    way = dense((-half - 12, 0.0), (half + 12, 0.0), 3.0)
+    heights = 1.3 * LEVEL_M * np.clip((half + 12 - np.abs(way[:, 0])) / 12, 0, 1)
+    return _street(np.array(place[:2]) + _swap(way, not place[2]), heights, "footway", 1)
 
 
-def district_streets(cell: Cell, rng: np.random.Generator) -> list[Street]:
+def district_streets(cell: Cell, rng: Rng) -> list[Street]:
     """Make the streets of a cell in plan coordinates, with frontage streets along a motorway."""
     box = cell.box
     streets = []
@@ -178,25 +159,18 @@ def district_streets(cell: Cell, rng: np.random.Generator) -> list[Street]:
                 streets.append(_plain(dense((box.x0, y), (box.x1, y)), "residential"))
     if min(box.width, box.height) < (60 if cell.district is District.FIELDS else 90):
         return streets
-    match cell.district:
-        case District.GRID:
-            streets += _grid(box, rng)
-        case District.LOOPS:
-            streets += _loops(box, rng)
-        case District.SHOPS:
-            streets += [_plain(line, "service") for line in shop_lanes(box)]
-        case District.FIELDS:
-            streets += _tracks(box, rng)
-        case District.PARK:
-            pass
-    return streets
+    makers = {District.GRID: _grid, District.LOOPS: _loops, District.FIELDS: _tracks}
+    if cell.district in makers:
+        return streets + makers[cell.district](box, rng)
+    lanes = shop_lanes(box) if cell.district is District.SHOPS else []
+    return streets + [_plain(line, "service") for line in lanes]
 
 
 def _swap(line: FloatArray, flip: bool) -> FloatArray:
     return line[:, ::-1].copy() if flip else line
 
 
-def _grid(box: Box, rng: np.random.Generator) -> list[Street]:
+def _grid(box: Box, rng: Rng) -> list[Street]:
     """Make a grid of streets, sometimes with alleys behind the houses."""
     flip = bool(rng.random() < 0.5)
     if flip:
@@ -223,7 +197,7 @@ def _grid(box: Box, rng: np.random.Generator) -> list[Street]:
     return streets
 
 
-def _loops(box: Box, rng: np.random.Generator) -> list[Street]:
+def _loops(box: Box, rng: Rng) -> list[Street]:
     """Make a winding collector road with cul-de-sacs on both sides."""
     y = box.y0 + box.height * rng.uniform(0.42, 0.58)
     line = _wavy((box.x0, y), (box.x1, y), 0.1 * min(box.height, 160), rng)
@@ -253,7 +227,7 @@ def shop_lanes(box: Box) -> list[FloatArray]:
     return lanes
 
 
-def _tracks(box: Box, rng: np.random.Generator) -> list[Street]:
+def _tracks(box: Box, rng: Rng) -> list[Street]:
     """Make unpaved roads: a lane across the fields and a track to a dead end."""
     y = box.y0 + box.height * rng.uniform(0.35, 0.65)
     line = _wavy((box.x0, y), (box.x1, y), 0.06 * min(box.height, 250), rng)
@@ -268,10 +242,7 @@ def _tracks(box: Box, rng: np.random.Generator) -> list[Street]:
 
 
 def _wavy(
-    start: tuple[float, float],
-    end: tuple[float, float],
-    amplitude: float,
-    rng: np.random.Generator,
+    start: tuple[float, float], end: tuple[float, float], amplitude: float, rng: Rng
 ) -> FloatArray:
     """Return a line between two points that swings sideways by up to ``amplitude`` metres."""
     line = dense(start, end)
@@ -284,33 +255,25 @@ def _wavy(
 
 @dataclass(frozen=True)
 class Edge:
-    """Part of a street between two nodes: the true road.
+    """Part of a street between two nodes: the true road."""
 
-    Attributes:
-        line: the centre line that is painted and labelled, city metres.
-        heights: float64 (n,), height of each vertex of ``line`` above ground, metres.
-        street: the street that it is cut from, whose line is in plan coordinates.
-        number: index of the street.
-        loose: whether its start and its end are dead ends.
-    """
+    line: LineString  # the centre line that is painted and labelled, city metres
+    heights: FloatArray  # float64 (n,), height of each vertex of ``line`` above ground, metres
+    street: Street  # the street that it is cut from, whose line is in plan coordinates
+    number: int  # index of the street
+    loose: tuple[bool, bool]  # whether its start and its end are dead ends
 
-    line: LineString
-    heights: FloatArray
-    street: Street
-    number: int
-    loose: tuple[bool, bool]
-
-    @property
+    @cached_property
     def layer(self) -> int:
         """OpenStreetMap's layer: above 0 on a bridge, below 0 in a tunnel."""
         return round(float(self.heights.mean()) / LEVEL_M)
 
-    @property
+    @cached_property
     def deck(self) -> int:
-        """Number of the raised surface that it is painted on; 0 for the ground."""
-        return 0 if self.heights.max() < 0.1 else max(1, self.layer)
+        """Number of the raised surface that it is painted on; 0 for the ground, 1 for banks."""
+        return 0 if self.heights.max() < 0.1 else 1 + self.layer
 
-    @property
+    @cached_property
     def level(self) -> bool:
         """Whether it lies on the ground, neither raised nor lowered."""
         return not self.heights.any()
@@ -318,9 +281,14 @@ class Edge:
     @property
     def speed_mph(self) -> float:
         """Speed by class, lanes and surface, mph."""
-        slow, fast = _SPEEDS_MPH[self.street.highway]
-        speed = fast if self.street.lanes >= 3 else slow
+        speed = _SPEEDS_MPH[self.street.highway][self.street.lanes >= 3]
         return speed * (1.0 if self.street.paved else _UNPAVED_FACTOR)
+
+    def height_at(self, distance: FloatArray | float) -> FloatArray:
+        """Return its heights at distances from its start, metres."""
+        xy = get_coordinates(self.line)
+        way = np.append(0, np.cumsum(np.hypot(*np.diff(xy, axis=0).T)))
+        return np.asarray(np.interp(distance, way, self.heights))
 
     def touches(self, width: float, height: float) -> bool:
         """Return whether it reaches into a city of that size or the margin around it."""
@@ -330,19 +298,34 @@ class Edge:
 
 
 def make_roads(
-    width: float, height: float, rng: np.random.Generator, overpasses: Overpasses = Overpasses.FEW
+    width: float, height: float, rng: Rng, overpasses: Overpasses = Overpasses.FEW
 ) -> list[Edge]:
     """Make only the roads of a city without a green; see :func:`synthcity.plan.make_plan`."""
     edges = make_edges(make_plan(width, height, None, rng, overpasses), rng)
     return [edge for edge in edges if edge.street.is_road]
 
 
-def make_edges(plan: Plan, rng: np.random.Generator) -> list[Edge]:
+def make_edges(plan: Plan, rng: Rng) -> list[Edge]:
     """Make all roads, railways and footbridges, cut at their crossings, in city metres."""
     streets = main_streets(plan)
     for cell in plan.cells:
         streets += district_streets(cell, rng)
+    streets += [
+        f for f in map(_footbridge, plan.footbridges) if all(_clears(f, s) for s in streets)
+    ]
     return _cut(streets, [plan.warp(street.line[:, :2]) for street in streets], rng)
+
+
+def _clears(bridge: Street, street: Street) -> bool:
+    """Return whether a footbridge keeps off a street or passes well over it."""
+    line, way = LineString(bridge.line[:, :2]), LineString(street.line[:, :2])
+    if line.distance(way) > street.width_m / 2 + 3:
+        return True
+    over = get_coordinates(line.intersection(way))
+    heights = [np.interp([of.project(Point(place)) for place in over],
+                         of.project(points(of.coords)), z) for of, z in
+               ((line, bridge.line[:, 2]), (way, street.line[:, 2]))]  # fmt: skip
+    return len(over) > 0 and bool((heights[0] - heights[1] > 4.5).all())
 
 
 class _Nodes:
@@ -351,19 +334,19 @@ class _Nodes:
     def __init__(self) -> None:
         self.places: list[tuple[float, float, float]] = []
 
-    def at(self, x: float, y: float, z: float) -> int:
-        """Return the index of the node near (x, y, z), after adding one if there is none."""
+    def at(self, xy: tuple[float, float], z: float) -> int:
+        """Return the index of the node near a place, after adding one if there is none."""
         if self.places:
-            gap = np.abs(np.array(self.places) - (x, y, z))
+            gap = np.abs(np.array(self.places) - (*xy, z))
             distance = np.hypot(gap[:, 0], gap[:, 1]) + 1e9 * (gap[:, 2] > _SAME_HEIGHT_M)
             nearest = int(np.argmin(distance))
             if distance[nearest] < _SNAP_M:
                 return nearest
-        self.places.append((x, y, z))
+        self.places.append((*xy, z))
         return len(self.places) - 1
 
 
-def _cut(streets: list[Street], warped: list[FloatArray], rng: np.random.Generator) -> list[Edge]:
+def _cut(streets: list[Street], warped: list[FloatArray], rng: Rng) -> list[Edge]:
     """Cut every street at its nodes; ``warped`` holds the bent lines in the same order."""
     nodes = _Nodes()
     lines = [LineString(xy) for xy in warped]
@@ -374,7 +357,8 @@ def _cut(streets: list[Street], warped: list[FloatArray], rng: np.random.Generat
 
     on_street: list[set[int]] = []
     for xy, street in zip(warped, streets, strict=True):
-        on_street.append({nodes.at(*xy[end], street.line[end, 2]) for end in (0, -1)})
+        ends = np.column_stack([xy, street.line[:, 2]])[[0, -1]].tolist()
+        on_street.append({nodes.at((x, y), z) for x, y, z in ends})
     pairs = STRtree(lines).query(lines, predicate="dwithin", distance=_SNAP_M)
     for i, j in sorted((int(i), int(j)) for i, j in pairs.T if i < j):
         if not (streets[i].is_road and streets[j].is_road):
@@ -382,7 +366,7 @@ def _cut(streets: list[Street], warped: list[FloatArray], rng: np.random.Generat
         for place in _meetings(lines[i], lines[j]):
             here, there = (height(k, lines[k].project(Point(place))) for k in (i, j))
             if abs(here - there) < _SAME_HEIGHT_M:
-                node = nodes.at(*place, here)
+                node = nodes.at(place, here)
                 on_street[i].add(node)
                 on_street[j].add(node)
     drafts: list[tuple[LineString, FloatArray, int, int, int]] = []
@@ -393,13 +377,13 @@ def _cut(streets: list[Street], warped: list[FloatArray], rng: np.random.Generat
         order = sorted(zip(line_locate_point(line, points(ends)).tolist(), known, strict=True))
         for distance in _height_cuts(way, street.line[:, 2]):
             if min(abs(distance - other) for other, _ in order) > 3:
-                place = line.interpolate(distance)
-                order.append((distance, nodes.at(place.x, place.y, height(number, distance))))
+                at = line.interpolate(distance)
+                order.append((distance, nodes.at((at.x, at.y), height(number, distance))))
         for (low, a), (high, b) in pairwise(sorted(order)):
             inner = slice(*np.searchsorted(way, (low + 1, high - 1)))
-            xy = [nodes.places[a][:2], *warped[number][inner], nodes.places[b][:2]]
+            path = [nodes.places[a][:2], *warped[number][inner], nodes.places[b][:2]]
             z = np.interp([low, *way[inner], high], way, street.line[:, 2])
-            edge = LineString(xy)
+            edge = LineString(path)
             if np.ptp(z) == 0:
                 edge = edge.simplify(_SIMPLIFY_M)
                 z = np.full(len(edge.coords), z[0])

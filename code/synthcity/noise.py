@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from synthcity.plan import Float32
+
 # The Gaussian kernel is cut off at this many sigmas.
 _TAIL = 4
 
@@ -40,7 +42,7 @@ class Window:
         return self.column * grid.x_m, self.row * grid.y_m, right * grid.x_m, bottom * grid.y_m
 
 
-def gaussian_noise(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
+def gaussian_noise(window: Window, sigma: float, seed: int) -> Float32:
     """Return unit-variance noise blurred by a Gaussian of ``sigma`` pixels, float32 (h, w)."""
     margin = int(np.ceil(_TAIL * sigma))
     wide = window.grown(margin)
@@ -55,7 +57,7 @@ def gaussian_noise(window: Window, sigma: float, seed: int) -> NDArray[np.float3
     return np.asarray(inner * np.float32(np.sqrt(3 * 4 * np.pi) * sigma), dtype=np.float32)
 
 
-def smooth_noise(window: Window, spacing: float, seed: int) -> NDArray[np.float32]:
+def smooth_noise(window: Window, spacing: float, seed: int) -> Float32:
     """Return smooth noise, about -1..1, with features of ``spacing`` (>= 16) pixels: (h, w)."""
     across, columns = _spline(np.arange(window.column, window.column + window.width), spacing)
     down, rows = _spline(np.arange(window.row, window.row + window.height), spacing)
@@ -63,7 +65,7 @@ def smooth_noise(window: Window, spacing: float, seed: int) -> NDArray[np.float3
     return np.asarray(1.8 * (down @ knots @ across.T), dtype=np.float32)
 
 
-def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> Float32:
     """Return independent uniform values on -1..1 by hashing, float32 (rows, columns)."""
     x = columns.astype(np.uint32)[None, :]
     y = rows.astype(np.uint32)[:, None]
@@ -77,9 +79,7 @@ def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> ND
     return value.astype(np.float32) / np.float32(2**31) - np.float32(1)
 
 
-def _spline(
-    pixels: NDArray[np.int64], spacing: float
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _spline(pixels: NDArray[np.int64], spacing: float) -> tuple[Float32, NDArray[np.int64]]:
     """Return cubic B-spline weights (n, knots) at ``pixels``, and the knots."""
     first = np.floor(pixels / spacing).astype(np.int64) - 1
     t = pixels / spacing - first - 1

@@ -1,84 +1,61 @@
 """Render a tile from a view angle: visibility, sunlight, shadows and sensor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from synthcity.city import City
 from synthcity.noise import Grid, Window
-from synthcity.paint import Canvas, Textures, reflected
-from synthcity.plan import LEVEL_M, FloatArray
-from synthcity.solids import MAX_INCIDENCE, Face, sunlight
+from synthcity.paint import LEAF_SHADE, Canvas, Textures, reflected
+from synthcity.plan import LEVEL_M, Float32, FloatArray, Rng
+from synthcity.solids import MAX_INCIDENCE, sunlight
 from synthcity.spectra import Material, Sensor, light, to_counts
 from synthcity.strokes import Sun
 from synthcity.views import GROUND, Skyline, View, ViewAngle, render_view
 
 #: Height of a storey, metres.
 STOREY_M = 3.1
-
 # Painted margin around the tile, pixels. No blur reaches further.
 _MARGIN = 16
-
 # Margin of the sun's view around the tile, metres. Objects in the margin may throw shadows into the
 # tile, or lean into the tile and need their own shading.
 _SUN_MARGIN_M = 130.0
-
 # A point is in shadow if it lies at least this far below the surface that the sun sees, metres:
 # about two pixels of the steepest lit surface.
 _SHADE_BIAS_M = 0.8
-
-# Strength of a crown's shadow; some light passes through leaves.
-_LEAF_SHADE = 0.85
-
 # Ambient light on walls: half of the sky and some light from the bright ground.
 _WALL_SKY = 0.85
-
 # Sigma of the blur by optics and resampling, in native pixels.
 _SPREAD = 0.48
-
 # Pixel size of the colour bands relative to the panchromatic band.
 _COLOUR_PIXELS = 4.0
-
 # Tangent of the largest off-nadir angle for which decks are painted beyond the tile.
 _MAX_SLOPE = 1.4
-
 # Lower and upper edge of windows as fractions of a storey.
 _SILL, _LINTEL = 0.30, 0.78
 
 
 @dataclass(frozen=True)
 class Facets:
-    """Properties of all surfaces.
+    """Properties of all surfaces: one entry per face, one per crown, and a last one for the ground.
 
-    All arrays have one entry per face, one per crown and a last one for the ground, so that
-    ``views.GROUND`` is a valid index.
-
-    Attributes:
-        material: uint8.
-        tone: float32.
-        incidence: float32, sunlight relative to that on level ground.
-        sky: float32, visible fraction of the sky.
-        building: int32, index of the building, -1 for bridges, crowns and the ground.
-        wall: bool.
-        deck: uint8, number of the painted surface that covers it, 0 for none.
-        side: float32 (n, 2, 2), a corner of a wall (metres) and the wall's direction (unit vector).
-        bay_m: float32, width of a window bay, 0 for none.
-        glazing: float32, fraction of a bay's width covered by its window.
+    So ``views.GROUND`` is a valid index.
     """
 
     material: NDArray[np.uint8]
-    tone: NDArray[np.float32]
-    incidence: NDArray[np.float32]
-    sky: NDArray[np.float32]
-    building: NDArray[np.int32]
+    tone: Float32
+    incidence: Float32  # sunlight relative to that on level ground
+    sky: Float32  # visible fraction of the sky
+    building: NDArray[np.int32]  # index of the building, -1 for bridges, crowns and the ground
     wall: NDArray[np.bool_]
-    deck: NDArray[np.uint8]
-    side: NDArray[np.float32]
-    bay_m: NDArray[np.float32]
-    glazing: NDArray[np.float32]
+    deck: NDArray[np.uint8]  # number of the painted surface that covers it, 0 for none
+    side: Float32  # (n, 2, 2), a corner of a wall (metres) and the wall's direction (unit vector)
+    bay_m: Float32  # width of a window bay, 0 for none
+    glazing: Float32  # fraction of a bay's width covered by its window
 
     @classmethod
     def of(cls, skyline: Skyline, sun: Sun) -> Self:
@@ -86,52 +63,41 @@ class Facets:
         faces, more = skyline.faces, len(skyline.crowns) + 1
         wall = np.abs(skyline.normals[:, 2]) < 1e-6
         leaves = [crown.material for crown in skyline.crowns]
-        sides = np.array([_side(f) for f in faces], dtype=np.float32).reshape(-1, 2, 2)
+        starts, ends = (np.array([f.rings[0][i, :2] for f in faces]).reshape(-1, 2) for i in (0, 1))
+        steps = ends - starts
+        along = steps / np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)[:, None]
+
+        def padded(values: ArrayLike, rest: float) -> NDArray[Any]:
+            first = np.asarray(values)
+            return np.concatenate([first, np.full((more, *first.shape[1:]), rest, first.dtype)])
+
+        incidence = np.clip(sunlight(skyline.normals, sun), 0, MAX_INCIDENCE)
         return cls(
             np.array([*(f.material for f in faces), *leaves, Material.DRY_GRASS], dtype=np.uint8),
-            _with(1.0, more, [f.tone for f in faces]),
-            _with(1.0, more, np.clip(sunlight(skyline.normals, sun), 0, MAX_INCIDENCE)),
-            _with(1.0, more, np.where(wall, _WALL_SKY, 1.0)),
-            np.append(skyline.owner, np.full(more, -1)).astype(np.int32),
-            np.append(wall, np.zeros(more, dtype=bool)),
-            np.append([f.deck for f in faces], np.zeros(more)).astype(np.uint8),
-            np.concatenate([sides, np.zeros((more, 2, 2), dtype=np.float32)]),
-            _with(0.0, more, [f.bay_m for f in faces]),
-            _with(0.0, more, [f.glazing for f in faces]),
+            padded(np.array([f.tone for f in faces], dtype=np.float32), 1.0),
+            padded(incidence.astype(np.float32), 1.0),
+            padded(np.where(wall, np.float32(_WALL_SKY), np.float32(1)), 1.0),
+            padded(skyline.owner, -1),
+            padded(wall, 0),
+            padded(np.array([f.deck for f in faces], dtype=np.uint8), 0),
+            padded(np.stack([starts, along], axis=1).astype(np.float32), 0),
+            padded(np.array([f.bay_m for f in faces], dtype=np.float32), 0),
+            padded(np.array([f.glazing for f in faces], dtype=np.float32), 0),
         )
-
-
-def _side(surface: Face) -> FloatArray:
-    """Return a corner and the direction of a face's first side."""
-    start, end = surface.rings[0][0, :2], surface.rings[0][1, :2]
-    return np.array((start, (end - start) / max(1e-9, float(np.hypot(*(end - start))))))
-
-
-def _with(value: float, count: int, first: FloatArray | list[float]) -> NDArray[np.float32]:
-    return np.concatenate([first, np.full(count, value)]).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Site:
-    """Data of a tile that is the same for all view angles.
+    """Data of a tile that is the same for all view angles."""
 
-    Attributes:
-        window: the tile's pixels.
-        grid: pixel size.
-        skyline: buildings, bridges and trees.
-        facets: material and lighting of each surface of ``skyline``.
-        surfaces: painted ground, then the painted surface of each deck, with a margin.
-        textures: grain of all materials, with the same margin as the ground.
-        sun: the sun's view of a wider window.
-    """
-
-    window: Window
-    grid: Grid
-    skyline: Skyline
-    facets: Facets
+    window: Window  # the tile's pixels
+    grid: Grid  # pixel size
+    skyline: Skyline  # buildings, bridges and trees
+    facets: Facets  # material and lighting of each surface of ``skyline``
+    # painted ground, then the painted surface of each deck, with a margin
     surfaces: tuple[Canvas, ...]
-    textures: Textures
-    sun: View
+    textures: Textures  # grain of all materials, with the same margin as the ground
+    sun: View  # the sun's view of a wider window
 
     @classmethod
     def of(cls, city: City, window: Window, grid: Grid) -> Self:
@@ -145,7 +111,7 @@ class Site:
         wide = window.grown(_MARGIN)
         surfaces = [Canvas(wide, grid).draw(city.surfaces[0])]
         for number, scene in enumerate(city.surfaces[1:], 1):
-            lean = round((number + 0.6) * LEVEL_M * _MAX_SLOPE / min(grid.x_m, grid.y_m))
+            lean = round(number * LEVEL_M * _MAX_SLOPE / min(grid.x_m, grid.y_m))
             surfaces.append(Canvas(wide.grown(lean), grid, Material.CONCRETE).draw(scene))
         textures = Textures.of(wide, city.texture)
         textures.weather(surfaces[0], city.texture)
@@ -157,23 +123,15 @@ class Site:
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """Image of a tile.
+    """Image of a tile."""
 
-    Attributes:
-        counts: uint16 (h, w, bands), at least 1.
-        roof: int32 (h, w), index of the building whose roof is visible, -1 elsewhere.
-    """
-
-    counts: NDArray[np.uint16]
+    counts: NDArray[np.uint16]  # uint16 (h, w, bands), at least 1
+    # int32 (h, w), index of the building whose roof is visible, -1 elsewhere
     roof: NDArray[np.int32]
 
 
 def render_image(
-    site: Site,
-    collect: ViewAngle,
-    sensor: Sensor,
-    bands: tuple[int, ...],
-    rng: np.random.Generator,
+    site: Site, collect: ViewAngle, sensor: Sensor, bands: tuple[int, ...], rng: Rng
 ) -> RenderedImage:
     """Render the image of a tile from a view angle.
 
@@ -215,7 +173,7 @@ def through_atmosphere(
     )
 
 
-def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.float32]:
+def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> Float32:
     """Return the radiance of every pixel, float32 (h, w, b), relative to full light on white."""
     facets, ground = site.facets, site.surfaces[0]
     standing = view.surface != GROUND
@@ -236,7 +194,7 @@ def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.floa
     return radiance
 
 
-def _draw_decks(site: Site, view: View, layers: tuple[NDArray[np.generic], ...]) -> None:
+def _draw_decks(site: Site, view: View, layers: Sequence[NDArray[Any]]) -> None:
     """Copy the painted surfaces of decks to where the view shows them."""
     deck = site.facets.deck[view.surface]
     for number, canvas in enumerate(site.surfaces[1:], 1):
@@ -250,10 +208,10 @@ def _draw_decks(site: Site, view: View, layers: tuple[NDArray[np.generic], ...])
         row = np.clip(np.floor(rows).astype(np.intp) - corner.row, 0, corner.height - 1)
         painted = (canvas.material, canvas.tone, canvas.white, canvas.yellow, canvas.shade)
         for layer, source in zip(layers, painted, strict=True):
-            layer[at] = source[row, column]
+            layer[at] = np.asarray(source)[row, column]
 
 
-def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _visible_points(site: Site, view: View) -> tuple[Float32, Float32]:
     """Return city x and y of the visible points, metres, float32 (h, w) each."""
     window, grid = view.window, site.grid
     x = (np.arange(window.width, dtype=np.float32) + np.float32(0.5 + window.column)) * grid.x_m
@@ -264,7 +222,7 @@ def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArra
     )
 
 
-def _displaced_texture(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np.float32]:
+def _displaced_texture(texture: Float32, site: Site, view: View) -> Float32:
     """Move a ground texture with the displaced surfaces; it repeats beyond its borders."""
     moved = np.flatnonzero(view.height)
     rows, columns = np.unravel_index(moved, view.height.shape)
@@ -276,9 +234,7 @@ def _displaced_texture(texture: NDArray[np.float32], site: Site, view: View) -> 
     return carried
 
 
-def _draw_windows(
-    site: Site, view: View, material: NDArray[np.uint8], tone: NDArray[np.float32]
-) -> None:
+def _draw_windows(site: Site, view: View, material: NDArray[np.uint8], tone: Float32) -> None:
     """Draw windows on the visible walls, storey by storey and bay by bay."""
     facets = site.facets
     glazed = facets.bay_m[view.surface] > 0
@@ -294,7 +250,7 @@ def _draw_windows(
     tone[glazed] = np.where(window, np.float32(1.2), tone[glazed])
 
 
-def _shade(site: Site, view: View) -> NDArray[np.float32]:
+def _shade(site: Site, view: View) -> Float32:
     """Return the fraction of sunlight blocked at each visible point, float32 (h, w)."""
     sun, grid = site.sun, site.grid
     x, y = _visible_points(site, view)
@@ -309,13 +265,11 @@ def _shade(site: Site, view: View) -> NDArray[np.float32]:
     leaves = sun.surface[place] >= faces
     # A crown is only roughly a ball, so it must not shade itself.
     bias = np.where(view.surface >= faces, np.float32(3), np.float32(_SHADE_BIAS_M))
-    strength = np.where(leaves, np.float32(_LEAF_SHADE), np.float32(1))
+    strength = np.where(leaves, np.float32(LEAF_SHADE), np.float32(1))
     return np.where(known & (above > bias), strength, np.float32(0))
 
 
-def _sharpened(
-    radiance: NDArray[np.float32], collect: ViewAngle, grid: Grid
-) -> NDArray[np.float32]:
+def _sharpened(radiance: Float32, collect: ViewAngle, grid: Grid) -> Float32:
     """Blur to the view's resolution, then pan-sharpen the coarser colours (Brovey)."""
     spread = _SPREAD * collect.resolution_m
     slant = np.cos(np.radians(collect.angle))
@@ -336,7 +290,7 @@ def _sharpened(
     return np.asarray(0.5 * (sharp + colours * ratio[..., None]), dtype=np.float32)
 
 
-def _gaussian(covariance: FloatArray) -> NDArray[np.float32]:
+def _gaussian(covariance: FloatArray) -> Float32:
     """Return a normalised Gaussian kernel of odd size, float32."""
     reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
     span = np.arange(-reach, reach + 1)

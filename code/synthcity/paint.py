@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shapely import Polygon, clip_by_rect
 
 from synthcity.noise import Grid, Window, gaussian_noise, smooth_noise
-from synthcity.plan import FloatArray
+from synthcity.plan import Float32, FloatArray, Rng
 from synthcity.spectra import (
     GRAIN,
     REFLECTANCE,
@@ -26,14 +26,13 @@ from synthcity.strokes import CROWN_VARIANTS, Crown, Fill, Scene, Shadow, Stripe
 # Sigma of the optical blur, and painted margin around the chip, pixels.
 _BLUR_SIGMA = 0.75
 _MARGIN = 8
-
 # OpenCV takes polygon corners as integers with this many binary places.
 _PLACES = 4
-
 # Larger coordinates are clipped first, because OpenCV's fixed point would overflow.
 _FAR_PX = 4000.0
-
 _STAMP = 48
+#: Strength of a crown's shadow; some light passes through leaves.
+LEAF_SHADE = 0.85
 
 
 class Canvas:
@@ -54,10 +53,10 @@ class Canvas:
         self.window = window
         self.grid = grid
         self.material: NDArray[np.uint8] = np.full(shape, bare, dtype=np.uint8)
-        self.tone: NDArray[np.float32] = np.ones(shape, dtype=np.float32)
-        self.shade: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self.white: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self.yellow: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self.tone: Float32 = np.ones(shape, dtype=np.float32)
+        self.shade: Float32 = np.zeros(shape, dtype=np.float32)
+        self.white: Float32 = np.zeros(shape, dtype=np.float32)
+        self.yellow: Float32 = np.zeros(shape, dtype=np.float32)
 
     def pixels(self, points: FloatArray) -> FloatArray:
         """Convert city metres to pixels, x = column and y = row; integers are pixel edges."""
@@ -107,24 +106,13 @@ class Canvas:
         cv2.polylines(layer, [line], False, float(stroke.strength), shift=_PLACES)
 
     def crown(self, stroke: Crown) -> None:
-        """Draw a tree or its shadow, snapped to the city's pixel grid so that chips agree."""
-        across = max(3, round(2.6 * stroke.radius / self.grid.x_m))
-        down = max(3, round(2.6 * stroke.radius / self.grid.y_m))
-        stamp = cv2.resize(
-            crown_stamps()[stroke.variant], (across, down), interpolation=cv2.INTER_AREA
-        )
-        left = round(stroke.x / self.grid.x_m - across / 2) - self.window.column
-        top = round(stroke.y / self.grid.y_m - down / 2) - self.window.row
-        rows = slice(max(0, top), min(self.window.height, top + down))
-        columns = slice(max(0, left), min(self.window.width, left + across))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            return
-        part = stamp[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        """Draw a tree or its shadow."""
+        rows, columns, part = crown_stamp(stroke, (stroke.x, stroke.y), self.window, self.grid)
         covered = part[..., 0] > 0.5
         if stroke.material is None:
             shade = self.shade[rows, columns]
             # Light passes through leaves, so the shadow is lighter than that of a wall.
-            shade[covered] = np.maximum(shade[covered], 0.85)
+            shade[covered] = np.maximum(shade[covered], LEAF_SHADE)
             return
         self.material[rows, columns][covered] = stroke.material
         self.tone[rows, columns][covered] = stroke.tone * part[..., 1][covered]
@@ -132,8 +120,40 @@ class Canvas:
             layer[rows, columns][covered] = 0.0
 
 
+def crown_stamp(
+    crown: Crown,
+    place: tuple[float, float],
+    window: Window,
+    grid: Grid,
+    stretch: tuple[float, float] = (1.0, 1.0),
+) -> tuple[slice, slice, Float32]:
+    """Return the rows and columns of a window that a crown takes, and its picture there.
+
+    The picture is float32 (rows, columns, 4): coverage, tone, and x and y in radii of the crown. It
+    is snapped to the city's pixel grid, so that neighbouring chips agree.
+
+    Args:
+        crown: the tree.
+        place: x and y of the middle of the picture, city metres.
+        window: the pixels.
+        grid: pixel size.
+        stretch: factors of its size in x and y.
+    """
+    across = max(3, round(2.6 * crown.radius * stretch[0] / grid.x_m))
+    down = max(3, round(2.6 * crown.radius * stretch[1] / grid.y_m))
+    left = round(place[0] / grid.x_m - across / 2) - window.column
+    top = round(place[1] / grid.y_m - down / 2) - window.row
+    rows = slice(max(0, top), max(0, min(window.height, top + down)))
+    columns = slice(max(0, left), max(0, min(window.width, left + across)))
+    stamp = cv2.resize(_crown_stamps()[crown.variant], (across, down), interpolation=cv2.INTER_AREA)
+    part = stamp[
+        max(0, -top) : max(0, window.height - top), max(0, -left) : max(0, window.width - left)
+    ]
+    return rows, columns, np.asarray(part, dtype=np.float32)
+
+
 def paint(
-    scene: Scene, window: Window, grid: Grid, sensor: Sensor, seed: int, rng: np.random.Generator
+    scene: Scene, window: Window, grid: Grid, sensor: Sensor, seed: int, rng: Rng
 ) -> NDArray[np.uint16]:
     """Paint a window of the city and return sensor counts, uint16 (h, w, 8), 1..2047.
 
@@ -151,7 +171,7 @@ def paint(
     return to_counts(np.asarray(inner, dtype=np.float32), sensor, rng)
 
 
-def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
+def _radiance(canvas: Canvas, seed: int) -> Float32:
     """Return the radiance of the ground, float32 (h, w, 8), relative to full light on white."""
     textures = Textures.of(canvas.window, seed)
     textures.weather(canvas, seed)
@@ -163,17 +183,11 @@ def _radiance(canvas: Canvas, seed: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Textures:
-    """Grain of all surfaces and variation of light in a window; float32 (h, w) each.
+    """Grain of all surfaces and variation of light in a window; float32 (h, w) each."""
 
-    Attributes:
-        fine: grain of about 2 pixels.
-        middle: grain of about 8 pixels.
-        slow: slow variation of light and haze.
-    """
-
-    fine: NDArray[np.float32]
-    middle: NDArray[np.float32]
-    slow: NDArray[np.float32]
+    fine: Float32  # grain of about 2 pixels
+    middle: Float32  # grain of about 8 pixels
+    slow: Float32  # slow variation of light and haze
 
     @classmethod
     def of(cls, window: Window, seed: int) -> Self:
@@ -194,12 +208,12 @@ class Textures:
 
 def reflected(
     material: NDArray[np.uint8],
-    tone: NDArray[np.float32],
-    white: NDArray[np.float32],
-    yellow: NDArray[np.float32],
+    tone: Float32,
+    white: Float32,
+    yellow: Float32,
     textures: Textures,
     bands: tuple[int, ...],
-) -> NDArray[np.float32]:
+) -> Float32:
     """Return what surfaces reflect in full light, float32 (h, w, bands); see :class:`Canvas`."""
     strength = GRAIN[material]
     grain = 1 + strength[..., 0] * textures.fine + strength[..., 1] * textures.middle
@@ -218,13 +232,12 @@ def _fixed(xy: FloatArray) -> NDArray[np.int32]:
 
 
 @cache
-def crown_stamps() -> tuple[NDArray[np.float32], ...]:
-    """Return the tree crowns seen from above, each float32 (48, 48, 2): coverage and tone."""
+def _crown_stamps() -> tuple[Float32, ...]:
     rng = np.random.default_rng(20190905)
     return tuple(_draw_crown(rng) for _ in range(CROWN_VARIANTS))
 
 
-def _draw_crown(rng: np.random.Generator) -> NDArray[np.float32]:
+def _draw_crown(rng: Rng) -> Float32:
     """Draw a lumpy dome, brighter to the south-east, where the sun is."""
     span = np.linspace(-1.3, 1.3, _STAMP)
     x, y = np.meshgrid(span, span)
@@ -237,4 +250,4 @@ def _draw_crown(rng: np.random.Generator) -> NDArray[np.float32]:
     tone -= 0.35 * np.clip(distance / edge, 0, 1) ** 3
     clumps = cv2.GaussianBlur(rng.standard_normal((_STAMP, _STAMP)), (0, 0), 2.2)
     tone += 0.16 * clumps / clumps.std()
-    return np.stack([cover, np.clip(tone, 0.25, 1.8)], axis=2).astype(np.float32)
+    return np.stack([cover, np.clip(tone, 0.25, 1.8), x, y], axis=2).astype(np.float32)

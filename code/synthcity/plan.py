@@ -14,23 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-
+Float32 = NDArray[np.float32]
+Rng = np.random.Generator
 #: The city extends this far beyond its chips, so that no chip shows its edge, metres.
 MARGIN_M = 120.0
-
 #: Height from one level of roads to the next, metres.
 LEVEL_M = 5.5
-
 #: Half the width of the strip kept clear for a motorway, and for one with a cloverleaf, metres.
 #: Frontage streets run along it. The ramps of all crossing roads fit into it.
 CORRIDOR_M, _CLOVER_M = 62.0, 108.0
-
 # Half the width of the strip kept clear for a railway, metres.
 _RAIL_M = 14.0
-
 #: Maximum displacement by the warp, metres.
 MAX_WARP_M = 34.0
-
 _WAVES = 5
 
 
@@ -101,22 +97,14 @@ class Box:
 
 @dataclass(frozen=True)
 class MainLine:
-    """Main road or railway across the whole city along x or y.
+    """Main road or railway across the whole city along x or y."""
 
-    Attributes:
-        place: its y or x, metres.
-        highway: OpenStreetMap's class, or ``rail``.
-        lanes: number of lanes or tracks.
-        height: its height above ground, metres.
-        crossing: its height where it crosses the motorway, metres.
-        ramp: distances from the motorway where it leaves ``crossing`` and reaches ``height``.
-    """
-
-    place: float
-    highway: str
-    lanes: int
-    height: float = 0.0
-    crossing: float = 0.0
+    place: float  # its y or x, metres
+    highway: str  # OpenStreetMap's class, or ``rail``
+    lanes: int  # number of lanes or tracks
+    height: float = 0.0  # its height above ground, metres
+    crossing: float = 0.0  # its height where it crosses the motorway, metres
+    # distances from the motorway where it leaves ``crossing`` and reaches ``height``
     ramp: tuple[float, float] = (22.0, CORRIDOR_M)
 
     def heights(self, distance: FloatArray) -> FloatArray:
@@ -128,28 +116,20 @@ class MainLine:
 
 @dataclass(frozen=True)
 class Cell:
-    """Rectangle between main roads, with its land use.
+    """Rectangle between main roads, with its land use."""
 
-    Attributes:
-        box: the land without the strips of motorway and railway.
-        district: its land use.
-        frontage: whether the north side and the south side face a motorway.
-    """
-
-    box: Box
-    district: District
+    box: Box  # the land without the strips of motorway and railway
+    district: District  # its land use
+    # whether the north side and the south side face a motorway
     frontage: tuple[bool, bool] = (False, False)
 
 
 @dataclass(frozen=True)
 class Warp:
-    """Smooth displacement: a sum of plane waves.
+    """Smooth displacement: a sum of plane waves."""
 
-    Attributes:
-        waves: float64 (n, 5), one row per wave: kx, ky (radians per metre), phase (radians) and
-            the amplitudes in x and y (metres).
-    """
-
+    # float64 (n, 5), one row per wave: kx, ky (radians per metre), phase (radians) and the
+    # amplitudes in x and y (metres)
     waves: FloatArray
 
     def __call__(self, points: FloatArray) -> FloatArray:
@@ -160,29 +140,20 @@ class Warp:
 
 @dataclass(frozen=True)
 class Plan:
-    """Main roads and districts of a city.
+    """Main roads and districts of a city."""
 
-    Attributes:
-        width: extent of the chips in x, metres.
-        height: extent of the chips in y, metres.
-        columns: north-south roads and the railway.
-        rows: east-west roads, one of which may be the motorway.
-        interchange: the column that has ramps to the motorway.
-        clover: whether the interchange is a cloverleaf, otherwise a diamond.
-        footbridges: (x, y, along x) of the footbridges' middles, metres.
-        cells: the land between the roads.
-        warp: map from plan to city coordinates.
-    """
-
-    width: float
-    height: float
-    columns: tuple[MainLine, ...]
-    rows: tuple[MainLine, ...]
-    interchange: MainLine
-    clover: bool
+    width: float  # extent of the chips in x, metres
+    height: float  # extent of the chips in y, metres
+    columns: tuple[MainLine, ...]  # north-south roads and the railway
+    rows: tuple[MainLine, ...]  # east-west roads, one of which may be the motorway
+    interchange: MainLine  # the column that has ramps to the motorway
+    clover: bool  # whether the interchange is a cloverleaf, otherwise a diamond
+    # (x, y, along x) of the footbridges' middles, metres
     footbridges: tuple[tuple[float, float, bool], ...]
-    cells: tuple[Cell, ...]
-    warp: Warp
+    underpass: float | None  # x of a street in a tunnel under the motorway, metres
+    clear: float  # half the width of the motorway's strip at the interchange, metres
+    cells: tuple[Cell, ...]  # the land between the roads
+    warp: Warp  # map from plan to city coordinates
 
     @property
     def bounds(self) -> Box:
@@ -206,17 +177,12 @@ def make_plan(
     width: float,
     height: float,
     green: Box | None,
-    rng: np.random.Generator,
+    rng: Rng,
     overpasses: Overpasses = Overpasses.FEW,
 ) -> Plan:
-    """Make the plan of a city.
+    """Make the plan of a city for chips of ``width`` by ``height`` metres.
 
-    Args:
-        width: extent of the chips in x, metres.
-        height: extent of the chips in y, metres.
-        green: a rectangle in a corner of the city to keep free of roads, or None.
-        rng: random generator for all choices.
-        overpasses: how many roads cross on different levels.
+    ``green`` is a rectangle in a corner of the city to keep free of roads, or None.
     """
     many = overpasses is Overpasses.MANY
     clover, raised = many and bool(rng.random() < 0.5), many and bool(rng.random() < 0.4)
@@ -241,24 +207,24 @@ def make_plan(
         for y in _spread(fixed_y, height, green is not None, rng)
     ]
     footbridges: list[tuple[float, float, bool]] = []
+    underpass = None
     if many:
         columns = _with_railway(columns, width, green, level, rng)
         away = float(rng.choice((-1, 1))) * (_CLOVER_M + rng.uniform(30, 60))
         footbridges.append((main_x, main_y + away, True))
         if not raised:
-            aside = float(rng.choice((-1, 1))) * rng.uniform(70, 90)
-            footbridges.append((main_x + aside * (2 if clover else 1), main_y, False))
+            side = float(rng.choice((-1, 1)))
+            aside = rng.uniform(70, 90) * (2 if clover else 1)
+            footbridges.append((main_x + side * aside, main_y, False))
+            # Beyond the outer ramps of a cloverleaf.
+            underpass = main_x - side * (205 if clover else 115)
     reach = _CLOVER_M if clover else CORRIDOR_M
     cells = _cells(columns, rows, Box(0, 0, width, height), green, (main, reach), rng)
-    return Plan(
-        width, height, tuple(columns), tuple(rows), main, clover, tuple(footbridges), cells,
-        _draw_warp(rng),
-    )  # fmt: skip
+    lines = tuple(columns), tuple(rows), main, clover, tuple(footbridges), underpass, reach
+    return Plan(width, height, *lines, cells, _draw_warp(rng))
 
 
-def _main_place(
-    length: float, taken: tuple[float, float] | None, rng: np.random.Generator
-) -> float:
+def _main_place(length: float, taken: tuple[float, float] | None, rng: Rng) -> float:
     """Choose the position of a main road: near the middle, clear of the green."""
     if taken is None:
         return float(length * rng.uniform(0.42, 0.58))
@@ -268,9 +234,7 @@ def _main_place(
     return float(min(taken[0] - clear, length * rng.uniform(0.4, 0.55)))
 
 
-def _spread(
-    fixed: list[float], length: float, green: bool, rng: np.random.Generator
-) -> list[float]:
+def _spread(fixed: list[float], length: float, green: bool, rng: Rng) -> list[float]:
     """Choose the positions of all main roads, at most about 400 m apart.
 
     With ``green``, the land between the second and third fixed positions is not divided.
@@ -289,7 +253,7 @@ def _spread(
     return [float(place) for place in filled]
 
 
-def _arterial(place: float, rng: np.random.Generator, crossing: float = 0.0) -> MainLine:
+def _arterial(place: float, rng: Rng, crossing: float = 0.0) -> MainLine:
     highway, lanes = (("primary", 4), ("secondary", 4), ("secondary", 2), ("tertiary", 2))[
         int(rng.choice(4, p=(0.15, 0.2, 0.3, 0.35)))
     ]
@@ -298,7 +262,7 @@ def _arterial(place: float, rng: np.random.Generator, crossing: float = 0.0) -> 
 
 def _with_railway(
     columns: list[MainLine], width: float, green: Box | None, level: float,
-    rng: np.random.Generator,
+    rng: Rng,
 ) -> list[MainLine]:  # fmt: skip
     """Put a raised railway between two columns; over a raised motorway it climbs to the next."""
     gaps = [
@@ -321,7 +285,7 @@ def _cells(
     view: Box,
     green: Box | None,
     interchange: tuple[MainLine, float],
-    rng: np.random.Generator,
+    rng: Rng,
 ) -> tuple[Cell, ...]:
     """Assign a land use to each rectangle between main roads; ``green`` becomes the park."""
     drafts: list[tuple[Box, tuple[bool, bool]]] = []
@@ -348,7 +312,7 @@ def _cells(
     return tuple(cells)
 
 
-def _draw_warp(rng: np.random.Generator) -> Warp:
+def _draw_warp(rng: Rng) -> Warp:
     k = 2 * np.pi / rng.uniform(260, 800, _WAVES)
     heading, turn, phase = rng.uniform(0, 2 * np.pi, (3, _WAVES))
     amplitude = MAX_WARP_M / _WAVES * rng.uniform(0.6, 1.0, _WAVES)

@@ -6,7 +6,7 @@ from shapely.ops import substring
 
 from synthcity.decks import cutting_strokes
 from synthcity.network import Edge
-from synthcity.plan import FloatArray
+from synthcity.plan import FloatArray, Rng
 from synthcity.spectra import Material
 from synthcity.strokes import (
     Fill,
@@ -24,32 +24,21 @@ from synthcity.strokes import (
 # Painting order: later classes cover earlier ones where they meet.
 _RANK = ("footway", "rail", "track", "unclassified", "service", "residential", "motorway_link",
          "motorway", "tertiary", "secondary", "primary")  # fmt: skip
-
 _WITH_SIDEWALK = {"residential", "tertiary", "secondary", "primary"}
 _MARKED = {"motorway", "tertiary", "secondary", "primary"}
-
 # Moving cars per 100 m of a lane.
 _TRAFFIC = {"motorway": 1.6, "motorway_link": 0.8, "primary": 1.3, "secondary": 1.0,
             "tertiary": 0.8, "residential": 0.3, "service": 0.2}  # fmt: skip
-
 _CARS = (Material.CAR_WHITE, Material.CAR_DARK, Material.CAR_SILVER, Material.CAR_RED,
          Material.CAR_BLUE)  # fmt: skip
 _CAR_SHARES = (0.3, 0.3, 0.22, 0.09, 0.09)
-
 _BULB_M = 8.5
-
 # Distance between the end of markings and a junction, metres.
 _CLEAR_M = 9.0
 
 
-def road_strokes(edges: list[Edge], sun: Sun, rng: np.random.Generator) -> list[list[Stroke]]:
-    """Make the strokes of all visible roads: those on the ground, then those of each deck.
-
-    Args:
-        edges: all roads.
-        sun: (x, y), metres of shadow per metre of height.
-        rng: random generator for all choices.
-    """
+def road_strokes(edges: list[Edge], sun: Sun, rng: Rng) -> list[list[Stroke]]:
+    """Make the strokes of all visible roads: those on the ground, then those of each deck."""
     tones = rng.uniform(0.72, 1.3, 1 + max((edge.number for edge in edges), default=0))
     concrete = rng.random(len(tones)) < 0.3
     seen = [edge for edge in edges if edge.layer >= 0]
@@ -74,7 +63,7 @@ def road_strokes(edges: list[Edge], sun: Sun, rng: np.random.Generator) -> list[
     return surfaces
 
 
-def car(place: FloatArray, along: FloatArray, sun: Sun, rng: np.random.Generator) -> list[Stroke]:
+def car(place: FloatArray, along: FloatArray, sun: Sun, rng: Rng) -> list[Stroke]:
     """Make a car or van with its windscreen and shadow."""
     large = rng.random() < 0.12
     length, width, height = (6.5, 2.2, 2.4) if large else (rng.uniform(4, 4.9), 1.85, 1.4)
@@ -88,7 +77,7 @@ def car(place: FloatArray, along: FloatArray, sun: Sun, rng: np.random.Generator
     ]
 
 
-def _sidewalks(edges: list[Edge], rng: np.random.Generator) -> list[Stroke]:
+def _sidewalks(edges: list[Edge], rng: Rng) -> list[Stroke]:
     """Make sidewalks, verges and kerbs, layer by layer over all streets."""
     sides = [edge for edge in edges if edge.street.highway in _WITH_SIDEWALK]
     verge = {edge.number: rng.random() < 0.6 for edge in sides}
@@ -108,10 +97,10 @@ def _sidewalks(edges: list[Edge], rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _surface(edge: Edge, tone: float, pale: bool, rng: np.random.Generator) -> list[Stroke]:
+def _surface(edge: Edge, tone: float, pale: bool, rng: Rng) -> list[Stroke]:
     """Make the carriageway of an edge, with the bulb of a cul-de-sac."""
     street, lit = edge.street, edge.deck > 0
-    flat = lit and street.highway != "motorway_link"
+    flat = not edge.level and street.highway != "motorway_link"
     strip = ribbon(edge.line, street.width_m, flat=flat)
     if street.highway == "rail":
         return [Fill(ribbon(edge.line, street.width_m, flat=True), Material.GRAVEL, 0.8, lit)]
@@ -132,8 +121,8 @@ def _surface(edge: Edge, tone: float, pale: bool, rng: np.random.Generator) -> l
                 bulb = LineString([edge.line.coords[end]] * 2).buffer(_BULB_M)
                 strokes.append(Fill(outline(bulb), material, tone))
     if street.highway in _MARKED:
-        for lane in _lanes(edge, 0.5):
-            strokes.append(Fill(ribbon(lane, 1.5, flat=True), material, tone * 0.92, lit))
+        lanes = [ribbon(lane, 1.5, flat=True) for lane in _lanes(edge, 0.5)]
+        strokes += [Fill(lane, material, tone * 0.92, lit) for lane in lanes]
     return strokes
 
 
@@ -151,7 +140,7 @@ def _lanes(edge: Edge, shift: float, count: int | None = None) -> list[LineStrin
     return lines
 
 
-def _repairs(edge: Edge, tone: float, rng: np.random.Generator) -> list[Stroke]:
+def _repairs(edge: Edge, tone: float, rng: Rng) -> list[Stroke]:
     """Make rectangles of newer or older asphalt within the carriageway."""
     if not edge.street.paved or edge.street.highway in {"rail", "footway"}:
         return []
@@ -167,7 +156,7 @@ def _repairs(edge: Edge, tone: float, rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _markings(edge: Edge, rng: np.random.Generator) -> list[Stroke]:
+def _markings(edge: Edge, rng: Rng) -> list[Stroke]:
     """Make the lane lines, edge lines, stop bars and zebra crossings of a road class, or rails."""
     street = edge.street
     if street.highway == "rail":
@@ -210,7 +199,7 @@ def _zebra(edge: Edge, distance: float, worn: float) -> list[Stroke]:
     return [Stripe(np.array((bar - along * 1.3, bar + along * 1.3)), worn) for bar in bars]
 
 
-def _traffic(edge: Edge, sun: Sun, rng: np.random.Generator) -> list[Stroke]:
+def _traffic(edge: Edge, sun: Sun, rng: Rng) -> list[Stroke]:
     """Make cars in the lanes of an edge, and at the kerbs of residential streets; or a train."""
     street = edge.street
     strokes: list[Stroke] = []
@@ -231,7 +220,7 @@ def _traffic(edge: Edge, sun: Sun, rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _train(edge: Edge, sun: Sun, rng: np.random.Generator) -> list[Stroke]:
+def _train(edge: Edge, sun: Sun, rng: Rng) -> list[Stroke]:
     """Make a train of three to six cars on one of two tracks."""
     track, tone = float(rng.choice((-2.1, 2.1))), rng.uniform(0.6, 1.1)
     start = rng.uniform(0, max(1.0, edge.line.length - 80))

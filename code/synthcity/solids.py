@@ -18,36 +18,24 @@ from synthcity.strokes import Fill, Shadow, Stroke, Sun
 
 # Height between the layers of a roof, metres, so that the upper layer is the visible one.
 _LAYER_M = 0.02
-
 _PARAPET_M = 0.5
-
 #: Upper limit of the sunlight on a face relative to level ground.
 MAX_INCIDENCE = 1.4
 
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """Flat face of a building or bridge.
+    """Flat face of a building or bridge."""
 
-    Attributes:
-        rings: outer ring and holes, each float64 (n, 3), x, y and height in metres, not closed.
-        normal: float64 (3,), unit vector outward.
-        material: surface material.
-        tone: brightness relative to the material.
-        bay_m: width of a wall's window bays, metres; 0 for blank walls and for roofs.
-        glazing: fraction of a bay's width covered by its window.
-        base: height of the surface that it stands on, metres.
-        deck: number of the painted surface that covers it, see ``City.surfaces``; 0 for none.
-    """
-
+    # outer ring and holes, each float64 (n, 3), x, y and height in metres, not closed
     rings: tuple[FloatArray, ...]
-    normal: FloatArray
-    material: Material
-    tone: float
-    bay_m: float = 0.0
-    glazing: float = 0.0
-    base: float = 0.0
-    deck: int = 0
+    normal: FloatArray  # float64 (3,), unit vector outward
+    material: Material  # surface material
+    tone: float  # brightness relative to the material
+    bay_m: float = 0.0  # width of a wall's window bays, metres; 0 for blank walls and for roofs
+    glazing: float = 0.0  # fraction of a bay's width covered by its window
+    base: float = 0.0  # height of the surface that it stands on, metres
+    deck: int = 0  # number of the painted surface that covers it, see ``City.surfaces``; 0 for none
 
     @property
     def is_wall(self) -> bool:
@@ -57,38 +45,23 @@ class Face:
 
 @dataclass(frozen=True)
 class Solid:
-    """Building with its faces.
+    """Building with its faces."""
 
-    Attributes:
-        footprint: outline on the ground with courtyards as holes, city metres.
-        height: height of its highest point above ground, metres.
-        faces: walls and roofs.
-    """
-
-    footprint: Polygon
-    height: float
-    faces: tuple[Face, ...]
+    footprint: Polygon  # outline on the ground with courtyards as holes, city metres
+    height: float  # height of its highest point above ground, metres
+    faces: tuple[Face, ...]  # walls and roofs
 
 
 @dataclass(frozen=True)
 class Cladding:
-    """Materials of a building.
+    """Materials of a building."""
 
-    Attributes:
-        wall: material of the walls.
-        wall_tone: brightness of the walls relative to the material.
-        roof: material of the roof.
-        roof_tone: brightness of the roof relative to the material.
-        bay_m: width of window bays, metres; 0 for blank walls.
-        glazing: fraction of a bay's width covered by its window.
-    """
-
-    wall: Material
-    wall_tone: float
-    roof: Material
-    roof_tone: float
-    bay_m: float = 3.2
-    glazing: float = 0.45
+    wall: Material  # material of the walls
+    wall_tone: float  # brightness of the walls relative to the material
+    roof: Material  # material of the roof
+    roof_tone: float  # brightness of the roof relative to the material
+    bay_m: float = 3.2  # width of window bays, metres; 0 for blank walls
+    glazing: float = 0.45  # fraction of a bay's width covered by its window
 
 
 def quad(
@@ -111,12 +84,7 @@ def flat_block(
 ) -> Solid:
     """Make a flat-roofed body over any footprint; large roofs get a lighter parapet.
 
-    Args:
-        footprint: outline with courtyards as holes.
-        height: height of the roof above ground, metres.
-        cladding: its materials.
-        base: height of the lower end of the walls above ground, metres.
-        parapet: whether a large roof gets a parapet.
+    ``height`` and ``base`` are those of the roof and of the lower end of the walls, metres.
     """
     footprint = orient(footprint)
     faces = _walls(footprint, base, height, cladding)

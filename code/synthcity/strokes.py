@@ -16,7 +16,6 @@ from synthcity.spectra import Material
 
 #: Number of crown shapes; each tree refers to one.
 CROWN_VARIANTS = 12
-
 Sun = tuple[float, float]
 """(x, y), metres of shadow per metre of height; y grows southward."""
 

@@ -12,52 +12,36 @@ from shapely import Polygon, box, get_coordinates
 from shapely.affinity import translate
 
 from synthcity.noise import Grid, Window
-from synthcity.plan import MAX_WARP_M, Box, FloatArray
+from synthcity.plan import MAX_WARP_M, Box, FloatArray, Rng
 from synthcity.solids import Solid
 from synthcity.views import coverage
 
 # Pixels are square in degrees, as in SpaceNet: about 0.30 m high and 0.24 m wide here.
 _PIXEL_DEG = 2.7e-6
-
 _LATITUDE, _LONGITUDE = 36.12, -115.2
-
 # Minimum numbers of chips for a chip without roads and for a swath edge.
 _GREEN_FROM_CHIPS, _SWATH_FROM_CHIPS = 12, 4
-
 # Legs of the triangle that the swath's edge cuts off, as fractions of a chip's side.
 _SWATH = (0.45, 0.8)
-
 # Distance between the green and road centre lines, so that no asphalt reaches into its chip.
 _GREEN_MARGIN_M = MAX_WARP_M + 12.0
-
 #: SpaceNet 4's resampled pixels, metres.
 OBLIQUE_PIXEL_M = 0.5
-
 _EASTING, _NORTHING = 732701, 3730539
-
 # Offset of the test city to the east, metres. It is large enough to keep tile names unique.
 _TEST_OFFSET_M = 90_000
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Location of an image.
+    """Location of an image."""
 
-    Attributes:
-        name: unique name in its city, e.g. ``732701_3730539``, or the number of the chip.
-        window: its pixels in the city's grid.
-        grid: pixel size.
-        transform: transform from pixel (column, row) to coordinates of ``crs``.
-        crs: coordinate reference system, in a form that rasterio accepts.
-        seen: the area within the swath as a polygon in city metres; labels lie within it.
-    """
-
-    name: str
-    window: Window
-    grid: Grid
-    transform: Affine
-    crs: str
-    seen: Polygon
+    name: str  # unique name in its city, e.g. ``732701_3730539``, or the number of the chip
+    window: Window  # its pixels in the city's grid
+    grid: Grid  # pixel size
+    transform: Affine  # transform from pixel (column, row) to coordinates of ``crs``
+    crs: str  # coordinate reference system, in a form that rasterio accepts
+    seen: Polygon  # the area within the swath as a polygon in city metres; labels lie within it
 
     def pixels(self, metres: FloatArray) -> FloatArray:
         """Convert city metres to pixels of the tile, rounded to hundredths, float64 (n, 2)."""
@@ -68,7 +52,9 @@ class Tile:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """Pixels within the swath, bool (h, w)."""
-        x, y = np.arange(self.window.width) + 0.5, np.arange(self.window.height) + 0.5
+        x, y = (
+            np.arange(n, dtype=np.float64) + 0.5 for n in (self.window.width, self.window.height)
+        )
         scale, corner = (self.grid.x_m, self.grid.y_m), (self.window.column, self.window.row)
         ring = get_coordinates(self.seen.exterior)[:-1] / scale - corner
         return coverage([np.round(ring, 6)], x, y)
@@ -76,24 +62,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Block:
-    """Tiles of one split, row by row, with the size of their city in metres.
+    """Tiles of one split, row by row, with the size of their city in metres."""
 
-    Attributes:
-        tiles: the tiles.
-        width: extent of the tiles in x.
-        height: extent of the tiles in y.
-        green: a corner chip with a margin, to keep free of roads; None in small cities.
-    """
-
-    tiles: list[Tile]
-    width: float
-    height: float
+    tiles: list[Tile]  # the tiles
+    width: float  # extent of the tiles in x
+    height: float  # extent of the tiles in y
+    # a corner chip with a margin, to keep free of roads; None in small cities
     green: Box | None = None
 
 
-def make_blocks(
-    chips: int, test_chips: int, size: int, rng: np.random.Generator
-) -> tuple[Block, Block]:
+def make_blocks(chips: int, test_chips: int, size: int, rng: Rng) -> tuple[Block, Block]:
     """Lay out the training and the test chips; the test city lies a kilometre to the east.
 
     Chips are numbered through both cities. Their pixels are square in degrees.
@@ -162,12 +140,9 @@ def metres_per_degree(latitude: float) -> tuple[float, float]:
 
 
 def oblique_block(count: int, size: int, *, test: bool) -> Block:
-    """Lay out tiles in UTM, named by their south-west corners.
+    """Lay out tiles of ``size`` pixels in UTM, named by their south-west corners.
 
-    Args:
-        count: number of tiles; the last row of the block may be incomplete.
-        size: side of a tile, pixels.
-        test: whether the tiles belong to the test city.
+    ``test`` says whether they belong to the test city. The last row may be incomplete.
     """
     grid = Grid(OBLIQUE_PIXEL_M, OBLIQUE_PIXEL_M)
     columns = max(1, int(np.ceil(np.sqrt(count))))
@@ -189,31 +164,23 @@ def move_to_buildings(
 ) -> list[Tile]:
     """Move a block of tiles within its city to the place with most buildings.
 
-    Args:
-        block: the tiles, in the city's north-west corner.
-        solids: the buildings.
-        room: maximum movement to the east and to the south, metres; negative means no movement.
-        step_m: distance between candidate positions, metres.
-
-    Returns:
-        The tiles with new windows in the city; names and coordinates do not change.
+    ``room`` is the maximum movement to the east and to the south, metres; negative means none.
+    Names and coordinates of the tiles do not change, only their windows in the city.
     """
     grid = block.tiles[0].grid
     centres = np.array([s.footprint.centroid.coords[0] for s in solids]).reshape(-1, 2)
     # The square root favours a street of houses over one hall or many sheds.
     worth = np.sqrt([s.footprint.area for s in solids])
-    places = [
-        (x, y)
-        for x in np.arange(0.0, max(0.0, room[0]) + 1e-9, step_m)
-        for y in np.arange(0.0, max(0.0, room[1]) + 1e-9, step_m)
-    ]
+    steps = [np.arange(0.0, max(0.0, length) + 1e-9, step_m) for length in room]
+    places = [(x, y) for x in steps[0] for y in steps[1]]
     size = block.width, block.height
-    held = [worth[((centres >= p) & (centres < np.add(p, size))).all(axis=1)].sum() for p in places]
-    x, y = places[int(np.argmax(held))]
+    inside = [((centres >= p) & (centres < np.add(p, size))).all(axis=1) for p in places]
+    x, y = places[int(np.argmax([worth[held].sum() for held in inside]))]
     right, down = round(x / grid.x_m), round(y / grid.y_m)
     moved = []
     for tile in block.tiles:
-        window = replace(tile.window, column=tile.window.column + right, row=tile.window.row + down)
+        corner = tile.window.column + right, tile.window.row + down
+        window = Window(*corner, tile.window.width, tile.window.height)
         seen = translate(tile.seen, right * grid.x_m, down * grid.y_m)
         moved.append(replace(tile, window=window, seen=seen))
     return moved
