@@ -1,6 +1,5 @@
 """One city for both renderers: painted surfaces, what stands on them, and the true roads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +10,7 @@ from synthcity.network import Edge, make_edges
 from synthcity.plan import LEVEL_M, Box, Overpasses, Rng, make_plan
 from synthcity.roads import car, road_strokes
 from synthcity.solids import Face, Solid, from_above
-from synthcity.strokes import Crown, Fill, Scene, Stroke, Sun, scene_of
+from synthcity.strokes import Crown, Fill, Scene, Shadow, Stroke, Sun, scene_of
 from synthcity.views import CROWN_LIFT, Skyline, skyline_of
 
 
@@ -54,17 +53,19 @@ class City:
     def from_above(self) -> Scene:
         """Everything visible from above, for the flat painter."""
         strokes: list[Stroke] = [*self.surfaces[0].strokes, *map(self._shadow, self.crowns)]
-        # Paint from low to high, so that a tower's shadow falls on the house beside it.
-        bodies: list[tuple[float, Sequence[Face], Sequence[Stroke]]] = [
-            (solid.height, solid.faces, ()) for solid in self.solids
-        ]
+        bodies = [(solid.height, from_above(solid.faces, self.sun)) for solid in self.solids]
         for deck, scene in enumerate(self.surfaces[1:], 1):
-            here = [f for number, body in self.bridges if number == deck for f in body]
+            faces = [f for number, body in self.bridges if number == deck for f in body]
             # The carriageways come first, so that no deck covers the parapet of another one.
-            here.sort(key=lambda f: not f.deck)
-            bodies.append(((deck - 0.5) * LEVEL_M, here, scene.strokes))
-        for _, faces, paint in sorted(bodies, key=lambda body: body[0]):
-            strokes += [*from_above(faces, self.sun), *paint]
+            drawn = from_above(sorted(faces, key=lambda f: not f.deck), self.sun)
+            if deck < 3:
+                # Banks and the bridges that continue them do not shade each other.
+                strokes += [stroke for stroke in drawn if isinstance(stroke, Shadow)]
+                drawn = [stroke for stroke in drawn if not isinstance(stroke, Shadow)]
+            bodies.append(((deck - 0.5) * LEVEL_M, [*drawn, *scene.strokes]))
+        # Paint from low to high, so that a tower's shadow falls on the house beside it.
+        for _, body in sorted(bodies, key=lambda body: body[0]):
+            strokes += body
         return scene_of([*strokes, *self.crowns])
 
     def _shadow(self, crown: Crown) -> Crown:

@@ -1,7 +1,7 @@
 """Land cover: lawns, fields, the park with its pond, and all trees."""
 
 import numpy as np
-from shapely import LineString, Polygon, STRtree, box, points
+from shapely import LineString, Polygon, STRtree, box, clip_by_rect, points
 
 from synthcity.decks import deck_width
 from synthcity.network import CARRIAGEWAY_M, Edge
@@ -24,6 +24,8 @@ from synthcity.strokes import (
 # Land without lawns between the houses.
 _BARE = {District.SHOPS, District.FIELDS}
 _STREETS = {"residential", "tertiary", "secondary", "primary"}
+# Relative height and number of the waves in a pond's shore.
+_LOBES = ((0.22, 2), (0.12, 3))
 # Trees per hectare of free ground.
 _DENSITY = {District.GRID: 42, District.LOOPS: 62, District.SHOPS: 14, District.FIELDS: 2,
             District.PARK: 75}  # fmt: skip
@@ -80,40 +82,26 @@ def _fields(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
 def _park(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
     """Make a park: gravel paths, which do not count as roads, a playing field and a pond."""
     strokes: list[Stroke] = []
+    corner, size = np.array((box.x0, box.y0)), np.array((box.width, box.height))
     for start, end in (((0, 0.3), (1, 0.75)), ((0.7, 0), (0.3, 1))):
-        corner, size = np.array((box.x0, box.y0)), np.array((box.width, box.height))
         path = dense(tuple(corner + start * size), tuple(corner + end * size))
         swing = 0.08 * size.min() * np.sin(np.linspace(0, 7, len(path)))
         path += swing[:, None] * (1, -1)
         strokes.append(Fill(ribbon(LineString(plan.warp(path)), 2.4), Material.GRAVEL, 1.1))
-    return [*strokes, *_pitch(box, plan, rng), *_pond(box, plan, rng)]
-
-
-def _pitch(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
-    length = min(70.0, 0.35 * box.width)
-    centre = np.array((box.x0 + 0.75 * box.width, box.y0 + 0.8 * box.height))
-    turn = rng.uniform(-0.4, 0.4)
-    along = np.array((np.cos(turn), np.sin(turn)))
-    grass = plan.warp(rectangle(centre, along, length, 0.6 * length))
-    lines = plan.warp(rectangle(centre, along, 0.93 * length, 0.52 * length))
-    return [Fill(grass, Material.LAWN, 1.15), Stripe(np.concatenate([lines, lines[:1]]), 0.5)]
-
-
-def _pond(box: Box, plan: Plan, rng: Rng) -> list[Stroke]:
-    size = 0.2 * min(box.width, box.height)
+    length, turn = min(70.0, 0.35 * box.width), rng.uniform(-0.4, 0.4)
+    place = corner + np.array((0.75, 0.8)) * size, np.array((np.cos(turn), np.sin(turn)))
+    lines = plan.warp(rectangle(*place, 0.93 * length, 0.52 * length))
+    grass = plan.warp(rectangle(*place, length, 0.6 * length))
+    strokes.append(Fill(grass, Material.LAWN, 1.15))
+    strokes.append(Stripe(np.concatenate([lines, lines[:1]]), 0.5))
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    radius = size * (
-        1
-        + 0.22 * np.sin(2 * angle + rng.uniform(0, 6))
-        + 0.12 * np.sin(3 * angle + rng.uniform(0, 6))
-    )
-    centre = np.array((box.x0 + 0.36 * box.width, box.y0 + 0.52 * box.height))
-    boundary: FloatArray = np.stack([1.35 * radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    water = Polygon(plan.warp(centre + boundary))
-    return [
-        Fill(outline(water.buffer(2.0)), Material.SOIL, 0.9),
-        Fill(outline(water), Material.WATER),
-    ]
+    lobes = [share * np.sin(count * angle + rng.uniform(0, 6)) for share, count in _LOBES]
+    radius = 0.2 * size.min() * (1 + np.sum(lobes, axis=0))
+    shore = np.stack([1.35 * radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    water = Polygon(plan.warp(corner + np.array((0.36, 0.52)) * size + shore))
+    strokes.append(Fill(outline(water.buffer(2.0)), Material.SOIL, 0.9))
+    strokes.append(Fill(outline(water), Material.WATER))
+    return strokes
 
 
 def plant(
@@ -127,7 +115,10 @@ def plant(
     for cell in plan.cells:
         places.append(_district_trees(cell, plan, rng))
         if cell.district is District.FIELDS:
-            places.append(_hedge(cell, plan, rng))
+            middle = cell.box.x0 + cell.box.width * rng.uniform(0.3, 0.7)
+            hedge = dense((middle, cell.box.y0 + 8), (middle, cell.box.y1 - 8), 4.0)
+            hedge = plan.warp(hedge + rng.normal(0, 0.8, hedge.shape))
+            places.append(np.column_stack([hedge, rng.uniform(1.2, 3.2, len(hedge))]))
     candidates = np.concatenate(places)
     around = plan.bounds
     x, y = candidates[:, 0], candidates[:, 1]
@@ -180,11 +171,8 @@ def _street_trees(edges: list[Edge], rng: Rng) -> FloatArray:
 
 def _district_trees(cell: Cell, plan: Plan, rng: Rng) -> FloatArray:
     """Place trees all over a cell; in parks they stand in clumps."""
-    land = cell.box
-    around = plan.bounds
-    near = box(land.x0, land.y0, land.x1, land.y1).intersection(
-        box(around.x0, around.y0, around.x1, around.y1)
-    )
+    land, around = cell.box, plan.bounds
+    near = clip_by_rect(box(land.x0, land.y0, land.x1, land.y1), *vars(around).values())
     count = int(rng.poisson(_DENSITY[cell.district] * near.area / 1e4))
     if cell.district is District.PARK:
         clumps = rng.uniform((land.x0, land.y0), (land.x1, land.y1), (max(1, count // 14), 2))
@@ -196,11 +184,3 @@ def _district_trees(cell: Cell, plan: Plan, rng: Rng) -> FloatArray:
         places = rng.uniform((x0, y0), (x1, y1), (count, 2))
     radius = rng.gamma(7, 0.42, count).clip(1.0, 6.5)
     return np.column_stack([plan.warp(places), radius])
-
-
-def _hedge(cell: Cell, plan: Plan, rng: Rng) -> FloatArray:
-    """Place a hedgerow across the fields."""
-    x = cell.box.x0 + cell.box.width * rng.uniform(0.3, 0.7)
-    places = dense((x, cell.box.y0 + 8), (x, cell.box.y1 - 8), 4.0)
-    places = plan.warp(places + rng.normal(0, 0.8, places.shape))
-    return np.column_stack([places, rng.uniform(1.2, 3.2, len(places))])

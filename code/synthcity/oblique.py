@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from synthcity.city import City
 from synthcity.noise import Grid, Window
 from synthcity.paint import LEAF_SHADE, Canvas, Textures, reflected
-from synthcity.plan import LEVEL_M, Float32, FloatArray, Rng
+from synthcity.plan import LEVEL_M, Float32, Rng
 from synthcity.solids import MAX_INCIDENCE, sunlight
 from synthcity.spectra import Material, Sensor, light, to_counts
 from synthcity.strokes import Sun
@@ -101,13 +101,7 @@ class Site:
 
     @classmethod
     def of(cls, city: City, window: Window, grid: Grid) -> Self:
-        """Paint the surfaces of a tile and compute its shadows.
-
-        Args:
-            city: the city.
-            window: the tile's pixels on the ground.
-            grid: pixel size.
-        """
+        """Paint the surfaces of a tile and compute its shadows."""
         wide = window.grown(_MARGIN)
         surfaces = [Canvas(wide, grid).draw(city.surfaces[0])]
         for number, scene in enumerate(city.surfaces[1:], 1):
@@ -136,13 +130,7 @@ def render_image(
     """Render the image of a tile from a view angle.
 
     A point is displaced by its height times the tangent of the off-nadir angle, as on a flat Earth.
-
-    Args:
-        site: the tile.
-        collect: the view angle.
-        sensor: gain and haze of this collect in its bands.
-        bands: indices of its bands among the eight of the material table.
-        rng: random generator for the sensor's noise.
+    ``sensor`` is that of the collect in its ``bands``, indices among the eight of the materials.
     """
     view = render_view(site.skyline, site.surfaces[0].window, site.grid, collect.shift)
     radiance = _radiance(site, view, bands)
@@ -156,13 +144,9 @@ def render_image(
 def through_atmosphere(
     sensor: Sensor, collect: ViewAngle, bands: tuple[int, ...], exposure: float
 ) -> Sensor:
-    """Return the sensor with the gain and haze of an oblique view's longer path.
+    """Return a nadir sensor's ``bands`` with the gain and haze of an oblique view's longer path.
 
-    Args:
-        sensor: radiometry of all eight bands at nadir.
-        collect: the view angle.
-        bands: indices of the bands to return.
-        exposure: brightness factor of this collect, about 1.
+    ``exposure`` is the brightness factor of this collect, about 1.
     """
     path = 1 / np.cos(np.radians(collect.angle)) - 1
     chosen = list(bands)
@@ -279,7 +263,12 @@ def _sharpened(radiance: Float32, collect: ViewAngle, grid: Grid) -> Float32:
     # An oblique view has longer pixels along its direction.
     covariance = spread**2 * (np.outer(along, along) / slant + np.outer(across, across) * slant)
     scale = np.array((grid.x_m, grid.y_m))
-    kernel = _gaussian(covariance / np.outer(scale, scale))
+    covariance /= np.outer(scale, scale)
+    reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
+    place = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2), axis=-1)
+    power = np.einsum("...i,ij,...j", place, np.linalg.inv(covariance), place)
+    kernel = np.exp(-0.5 * power).astype(np.float32)
+    kernel /= kernel.sum()
     sharp = cv2.filter2D(radiance, -1, kernel, borderType=cv2.BORDER_REFLECT)
     coarse = spread * _COLOUR_PIXELS / 2
     sigmas = (float(coarse / grid.x_m), float(coarse / grid.y_m))
@@ -288,14 +277,3 @@ def _sharpened(radiance: Float32, collect: ViewAngle, grid: Grid) -> Float32:
     ratio = brightness / np.maximum(mean, 1e-4)
     # Each band keeps part of its own detail, as better pan-sharpening methods do.
     return np.asarray(0.5 * (sharp + colours * ratio[..., None]), dtype=np.float32)
-
-
-def _gaussian(covariance: FloatArray) -> Float32:
-    """Return a normalised Gaussian kernel of odd size, float32."""
-    reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
-    span = np.arange(-reach, reach + 1)
-    x, y = np.meshgrid(span, span)
-    inverse = np.linalg.inv(covariance)
-    power = inverse[0, 0] * x * x + 2 * inverse[0, 1] * x * y + inverse[1, 1] * y * y
-    kernel = np.exp(-0.5 * power)
-    return np.asarray(kernel / kernel.sum(), dtype=np.float32)

@@ -160,10 +160,8 @@ def _markings(edge: Edge, rng: Rng) -> list[Stroke]:
     """Make the lane lines, edge lines, stop bars and zebra crossings of a road class, or rails."""
     street = edge.street
     if street.highway == "rail":
-        lines = [
-            edge.line.offset_curve(track + rail) for track in (-2.1, 2.1) for rail in (-0.72, 0.72)
-        ]
-        return [Stripe(_xy(line), 0.45) for line in lines]
+        rails = (-2.82, -1.38, 1.38, 2.82)
+        return [Stripe(_xy(edge.line.offset_curve(rail)), 0.45) for rail in rails]
     if street.highway not in _MARKED or edge.line.length < 24:
         return []
     motorway = street.highway == "motorway"
@@ -175,28 +173,20 @@ def _markings(edge: Edge, rng: Rng) -> list[Stroke]:
         if not motorway and 2 * (i + 1) == street.lanes:
             strokes.append(Stripe(_xy(whole), worn, yellow=True))
         else:
-            strokes += [Stripe(_xy(dash), worn) for dash in _dashes(whole)]
+            # Dashes of 3 m with gaps of 9 m.
+            starts = np.arange(0, whole.length - 3, 12.0)
+            strokes += [Stripe(_xy(substring(whole, start, start + 3)), worn) for start in starts]
     if motorway or street.highway == "primary":
         for aside in (-street.width_m / 2 + 0.6, street.width_m / 2 - 0.6):
             line = edge.line.offset_curve(aside)
             strokes.append(Stripe(_xy(substring(line, clear, line.length - clear)), 0.6 * worn))
     if not motorway and edge.level and rng.random() < 0.6:
         for loose, distance in zip(edge.loose, (clear, edge.line.length - clear), strict=True):
-            if not loose:
-                strokes += _zebra(edge, distance, worn)
+            here, along = point_at(edge.line, distance)
+            for aside in () if loose else np.arange(0.6, street.width_m - 0.5, 1.1):
+                bar = here + across(along) * (aside - street.width_m / 2)
+                strokes.append(Stripe(np.array((bar - along * 1.3, bar + along * 1.3)), worn))
     return strokes
-
-
-def _dashes(line: LineString) -> list[LineString]:
-    """Cut a line into dashes of 3 m with gaps of 9 m."""
-    return [substring(line, start, start + 3.0) for start in np.arange(0, line.length - 3, 12.0)]
-
-
-def _zebra(edge: Edge, distance: float, worn: float) -> list[Stroke]:
-    here, along = point_at(edge.line, distance)
-    half = edge.street.width_m / 2 - 0.6
-    bars = [here + across(along) * y for y in np.arange(-half, half + 0.1, 1.1)]
-    return [Stripe(np.array((bar - along * 1.3, bar + along * 1.3)), worn) for bar in bars]
 
 
 def _traffic(edge: Edge, sun: Sun, rng: Rng) -> list[Stroke]:

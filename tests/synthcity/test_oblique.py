@@ -54,6 +54,8 @@ PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)
 CLADDING = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0)
 SIZE = 192
+# GEOS warns of underflow near zero.
+COORDINATE = st.floats(0, 9).map(lambda value: round(value, 6))
 SOLUTIONS = "train/AOI_99_Made_Train/summaryData/AOI_99_Made_Train_Building_Solutions.csv"
 
 
@@ -222,7 +224,7 @@ def test_views_agree_with_marching_down_the_line_of_sight(
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=3, max_size=7, unique=True))
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=3, max_size=7, unique=True))
 def test_coverage_is_that_of_the_polygon(corners: list[tuple[float, float]]) -> None:
     hull = shapely.MultiPoint(corners).convex_hull
     if hull.geom_type != "Polygon" or hull.area < 0.1:
