@@ -6,7 +6,7 @@ vertex.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +63,21 @@ class Footprint:
     height_m: float  # height of the building, metres
 
 
+def _clipped(shapes: Sequence[Any], tree: STRtree, tile: Tile) -> Iterator[tuple[int, Any]]:
+    """Yield the parts of shapes within the swath of a tile with the index of each shape."""
+    for i in sorted(tree.query(tile.seen, predicate="intersects").tolist()):
+        clipped = shapely.intersection(shapes[i], tile.seen)
+        for part in getattr(clipped, "geoms", [clipped]):
+            yield i, part
+
+
 def chip_roads(roads: Sequence[Edge], tree: STRtree, tile: Tile) -> list[ChipRoad]:
     """Clip the roads to the part of a tile within the swath; ``tree`` holds their lines."""
-    found = []
-    for i in sorted(tree.query(tile.seen, predicate="intersects").tolist()):
-        clipped = roads[i].line.intersection(tile.seen)
-        for part in getattr(clipped, "geoms", [clipped]):
-            if part.geom_type == "LineString" and part.length >= _SHORTEST_M:
-                found += [_road(part, roads[i], tile)]
-    return found
+    return [
+        _road(part, roads[i], tile)
+        for i, part in _clipped([road.line for road in roads], tree, tile)
+        if part.geom_type == "LineString" and part.length >= _SHORTEST_M
+    ]
 
 
 def _road(part: LineString, edge: Edge, tile: Tile) -> ChipRoad:
@@ -88,19 +94,15 @@ def _road(part: LineString, edge: Edge, tile: Tile) -> ChipRoad:
 def tile_footprints(solids: Sequence[Solid], tree: STRtree, tile: Tile) -> list[Footprint]:
     """Clip the footprints to the part of a tile within the swath, ordered by building."""
     found = []
-    for i in sorted(tree.query(tile.seen, predicate="intersects").tolist()):
-        solid = solids[i]
-        clipped = shapely.intersection(solid.footprint, tile.seen)
-        for part in getattr(clipped, "geoms", [clipped]):
-            if part.geom_type != "Polygon":
-                continue
-            pixels = shapely.transform(part, tile.pixels)
-            if pixels.area < _SMALLEST_PX2 or not pixels.is_valid:
-                continue
+    for i, part in _clipped([solid.footprint for solid in solids], tree, tile):
+        if part.geom_type != "Polygon":
+            continue
+        pixels = shapely.transform(part, tile.pixels)
+        if pixels.area >= _SMALLEST_PX2 and pixels.is_valid:
             pixels = pixels.normalize()
             geographic = shapely.transform(pixels, lambda xy: _geographic(xy, tile))
-            share = part.area / solid.footprint.area
-            found.append(Footprint(pixels, geographic, i, share, solid.height))
+            share = part.area / solids[i].footprint.area
+            found.append(Footprint(pixels, geographic, i, share, solids[i].height))
     return found
 
 
@@ -115,9 +117,8 @@ def _geographic(xy: FloatArray, tile: Tile) -> FloatArray:
 
 def road_geojson(roads: Sequence[ChipRoad], tile: Tile) -> str:
     """Return the content of a chip's label file, with longitude before latitude."""
-    return _geojson(
-        [(_road_properties(road.edge), LineString(_geographic(road.line, tile))) for road in roads]
-    )
+    lines = [LineString(_geographic(road.line, tile)) for road in roads]
+    return _geojson([_road_properties(road.edge) for road in roads], lines)
 
 
 def _road_properties(edge: Edge) -> dict[str, Any]:
@@ -137,29 +138,25 @@ def _road_properties(edge: Edge) -> dict[str, Any]:
 
 def building_geojson(footprints: Sequence[Footprint]) -> str:
     """Return the content of SpaceNet's label file, with longitude before latitude."""
-    return _geojson(
-        [
-            (
-                {
-                    "Id": number,
-                    "partialBuilding": float(footprint.share < 1 - 1e-9),
-                    "partialDec": round(footprint.share, 6),
-                    "height_m": round(footprint.height_m, 2),
-                },
-                footprint.geographic,
-            )
-            for number, footprint in enumerate(footprints, 1)
-        ]
-    )
-
-
-def _geojson(features: list[tuple[dict[str, Any], LineString | Polygon]]) -> str:
-    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}
-    made = [
-        {"type": "Feature", "properties": properties, "geometry": shapely.geometry.mapping(shape)}
-        for properties, shape in features
+    properties = [
+        {
+            "Id": number,
+            "partialBuilding": float(footprint.share < 1 - 1e-9),
+            "partialDec": round(footprint.share, 6),
+            "height_m": round(footprint.height_m, 2),
+        }
+        for number, footprint in enumerate(footprints, 1)
     ]
-    return json.dumps({"type": "FeatureCollection", "crs": crs, "features": made})
+    return _geojson(properties, [footprint.geographic for footprint in footprints])
+
+
+def _geojson(properties: Sequence[dict[str, Any]], shapes: Sequence[LineString | Polygon]) -> str:
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}
+    features = [
+        {"type": "Feature", "properties": of, "geometry": shapely.geometry.mapping(shape)}
+        for of, shape in zip(properties, shapes, strict=True)
+    ]
+    return json.dumps({"type": "FeatureCollection", "crs": crs, "features": features})
 
 
 def road_rows(image_id: str, roads: Sequence[ChipRoad]) -> list[str]:

@@ -276,7 +276,7 @@ class Edge:
     @cached_property
     def level(self) -> bool:
         """Whether it lies on the ground, neither raised nor lowered."""
-        return not self.heights.any()
+        return bool(np.abs(self.heights).max() < 0.1)
 
     @property
     def speed_mph(self) -> float:

@@ -126,13 +126,13 @@ def _surface(edge: Edge, tone: float, pale: bool, rng: Rng) -> list[Stroke]:
     return strokes
 
 
-def _lanes(edge: Edge, shift: float, count: int | None = None) -> list[LineString]:
+def _lanes(edge: Edge, shift: float) -> list[LineString]:
     """Return lines along the lanes: their middles for shift 0.5, their boundaries for 1.0."""
     lanes = edge.street.lanes
     pitch = (edge.street.width_m - 1.0) / lanes
     inner = lanes if shift < 1 else lanes - 1
     lines = []
-    for i in range(inner if count is None else count):
+    for i in range(inner):
         aside = (i + shift - lanes / 2) * pitch
         line = edge.line.offset_curve(aside) if aside else edge.line
         if line.geom_type == "LineString" and line.length > 1:

@@ -37,11 +37,6 @@ class Face:
     base: float = 0.0  # height of the surface that it stands on, metres
     deck: int = 0  # number of the painted surface that covers it, see ``City.surfaces``; 0 for none
 
-    @property
-    def is_wall(self) -> bool:
-        """Whether the face is vertical."""
-        return abs(float(self.normal[2])) < 1e-6
-
 
 @dataclass(frozen=True)
 class Solid:

@@ -100,7 +100,7 @@ def toward(angle: float, azimuth: float) -> ViewAngle:
 
 
 def roof_of(view: View, line: Skyline) -> NDArray[np.bool_]:
-    roofs = np.array([*(not f.is_wall for f in line.faces), False])
+    roofs = np.append(np.abs(line.normals[:, 2]) > 1e-6, False)
     return np.asarray(roofs[view.surface])
 
 
