@@ -613,6 +613,10 @@ def test_the_command_makes_cities_in_any_layout(
         main(["make-city", str(tmp_path / "a"), "--layout", "spacenet4", "--looks", "1", *small])
     assert done.value.code in (0, None)
     assert len([*(tmp_path / "a").rglob("*.tif")]) == 1
+    with pytest.raises(SystemExit) as done:
+        main(["make-city", str(tmp_path / "c"), "--layout", "coco", "--overpasses", "many", *small])
+    assert done.value.code in (0, None)
+    assert len([*(tmp_path / "c").rglob("*.jpg")]) == 1
     with pytest.raises(SystemExit) as refused:
         main(["make-city", str(tmp_path / "b"), "--layout", "coco", "--looks", "1", *small])
     assert refused.value.code == 1
