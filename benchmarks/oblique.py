@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/oblique.py
 
-The peer is the flat painter of the city of roads, which draws neither heights nor facades, on the
-same number of pixels and bands. Both run in one process, one after the other, on one thread. Times
+The peer is the flat painter, which draws the same city without facades, on the same number of
+pixels and bands. Both run in one process, one after the other, on one thread. Times
 are CPU seconds.
 """
 
@@ -14,10 +14,10 @@ from functools import partial
 import cv2
 import numpy as np
 
-from synthcity.city import Land, make_scene, make_town
-from synthcity.noise import Window
+from synthcity.city import Land, build_city
+from synthcity.noise import Grid, Window
 from synthcity.oblique import Site, render_image, through_atmosphere
-from synthcity.paint import Grid, paint
+from synthcity.paint import paint
 from synthcity.spectra import draw_sensor
 from synthcity.views import make_view_angles
 
@@ -31,22 +31,16 @@ def main() -> None:
     """Measure and print the table's rows."""
     cv2.setNumThreads(1)
     sensor = draw_sensor(np.random.default_rng(0))
-    sun = sensor.shadow_per_m
     window, grid = Window(0, 0, _SIDE_PX, _SIDE_PX), Grid(_PIXEL_M, _PIXEL_M)
-    land = Land(_SIDE_M, _SIDE_M, None, sun)
     random = np.random.default_rng(1)
-    scene = make_scene(land, random).scene
-    peer = _seconds(lambda: paint(scene, window, grid, sensor, 1, np.random.default_rng(2)))
-
     started = time.process_time()
-    town = make_town(land, random)
-    print(f"a town of {len(town.solids)} buildings, s: {time.process_time() - started:.2f}")
-
-    def site() -> Site:
-        return Site.of(town.ground, town.skyline, window, grid, sun, 1)
-
-    tile = site()
-    print(f"ground and sun of a tile, s: {_seconds(site):.2f}")
+    city = build_city(Land(_SIDE_M, _SIDE_M, None, sensor.shadow_per_m), random)
+    spent = time.process_time() - started
+    print(f"a city of {len(city.solids)} buildings, s: {spent:.2f}")
+    scene, noise = city.from_above, np.random.default_rng(2)
+    peer = _seconds(lambda: paint(scene, window, grid, sensor, city.texture, noise))
+    tile = Site.of(city, window, grid)
+    print(f"ground and sun of a tile, s: {_seconds(lambda: Site.of(city, window, grid)):.2f}")
     for collect in make_view_angles(3, random):
         air = through_atmosphere(sensor, collect, _BANDS, 1.0)
         ours = _seconds(partial(render_image, tile, collect, air, _BANDS, np.random.default_rng(2)))

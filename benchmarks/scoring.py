@@ -29,8 +29,7 @@ from satmap.evaluation.metrics.turns import score_turns
 from satmap.submissions.buildings_csv import BuildingRow
 from satmap.submissions.roads_csv import RoadRow, check_roads_csv
 from satmap.vectors.speeds import MPS_PER_MPH
-from synthcity.network import make_edges
-from synthcity.plan import make_plan
+from synthcity.network import make_roads
 
 _CHIP_M = 1300 * METRES_PER_PIXEL
 _ROWS = 1_000_000
@@ -110,7 +109,7 @@ def _streets(metres: float) -> list[RoadRow]:
     """Return the streets of a synthetic city with the given side in metres, in pixels."""
     random = np.random.default_rng(0)
     rows = []
-    for edge in make_edges(make_plan(metres, metres, None, random), random):
+    for edge in make_roads(metres, metres, random):
         line = np.asarray(edge.line.coords) / METRES_PER_PIXEL
         time_s = edge.line.length / (edge.speed_mph * MPS_PER_MPH)
         rows.append(RoadRow(line, edge.line.length, time_s))

@@ -14,7 +14,6 @@ Every function raises ``CityError`` for invalid arguments and for output that ca
 """
 
 from synthcity.files import CityError
-from synthcity.layout_spacenet5 import make_city
-from synthcity.layouts import BuildingLayout, make_building_city
+from synthcity.layouts import BuildingLayout, make_building_city, make_city
 
 __all__ = ["BuildingLayout", "CityError", "make_building_city", "make_city"]

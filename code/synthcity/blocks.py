@@ -1,333 +1,230 @@
-"""Buildings beside roads: houses with their parcels, shops with their car parks."""
+"""Large buildings: towers, slabs, perimeter blocks with courtyards, shopping halls."""
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from shapely import Polygon, STRtree, points, polygons
+from shapely import LineString, Polygon, intersection, points, polygonize, unary_union
 
-from synthcity.network import Edge
-from synthcity.plan import Box, District, FloatArray, Plan
+from synthcity.lots import WALLS, Lot, block_cladding, frame, metal_cladding
+from synthcity.plan import Box, FloatArray, Plan, Rng
+from synthcity.solids import Cladding, Solid, flat_block, merged
 from synthcity.spectra import Material
-from synthcity.strokes import Building, Fill, Shadow, Stripe, cast_shadow, point_at, rectangle
+from synthcity.strokes import (
+    CROWN_VARIANTS,
+    Crown,
+    Fill,
+    Stripe,
+    across,
+    outline,
+    point_at,
+    rectangle,
+)
 
-#: Sidewalk and verge beside the carriageway, metres.
-KERB_M = 3.2
-
-_ROOFS = (
-    Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE, Material.ROOF_METAL,
-    Material.ROOF_WHITE,
-)  # fmt: skip
-_HOUSE_SHARES = (0.42, 0.24, 0.22, 0.06, 0.06)
-_SHOP_SHARES = (0.46, 0.04, 0.03, 0.17, 0.30)
-
-_HOUSED = {"residential", "tertiary", "secondary", "primary"}
+_EAST = np.array((1.0, 0.0))
+# Roofs of halls, and their frequencies.
+_HALL_ROOFS = (Material.ROOF_GREY, Material.ROOF_BROWN, Material.ROOF_TILE, Material.ROOF_METAL,
+               Material.ROOF_WHITE)  # fmt: skip
+_HALL_SHARES = (0.46, 0.04, 0.03, 0.17, 0.30)
 
 
-@dataclass
-class Built:
-    """Buildings, and the ground covers, paint and parked cars around them.
+def block_lots(block: Polygon, central: bool, ground: list[Fill], rng: Rng) -> list[Lot]:
+    """Fill a block with towers, slabs or a perimeter building round a courtyard.
 
-    Attributes:
-        ground: parcels, drives, car parks, pools, in painting order.
-        buildings: houses and shops, in no particular order.
-        stripes: lines of parking bays.
-        cars: (place, direction) of parked cars.
+    The block is the land between streets without sidewalks; a ``central`` one is built most
+    densely. Its paving is appended to ``ground``.
     """
-
-    ground: list[Fill] = field(default_factory=list)
-    buildings: list[Building] = field(default_factory=list)
-    stripes: list[Stripe] = field(default_factory=list)
-    cars: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
-
-    def add(self, other: "Built") -> None:
-        """Append the contents of ``other``."""
-        self.ground += other.ground
-        self.buildings += other.buildings
-        self.stripes += other.stripes
-        self.cars += other.cars
-
-
-@dataclass(frozen=True)
-class _House:
-    """House candidate: its footprint, and everything to add to the city if it is kept."""
-
-    footprint: FloatArray
-    built: Built
-
-
-def build(
-    plan: Plan, edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
-) -> Built:
-    """Make all buildings and their surroundings.
-
-    Args:
-        plan: the city's plan.
-        edges: its roads.
-        sun: (x, y), metres of shadow per metre of height.
-        rng: random generator for all choices.
-    """
-    built = Built()
-    for cell in plan.cells:
-        if cell.district is District.SHOPS:
-            built.add(shops(cell.box, plan, sun, rng))
-    roads = STRtree([edge.line.buffer(edge.street.width_m / 2 + KERB_M) for edge in edges])
-    taken = STRtree(polygons([b.outline for b in built.buildings])) if built.buildings else None
-    houses = _houses(plan, edges, sun, rng)
-    for house in _without_collisions(houses, roads, taken):
-        built.add(house.built)
-    return built
-
-
-def _houses(
-    plan: Plan, edges: list[Edge], sun: tuple[float, float], rng: np.random.Generator
-) -> list[_House]:
-    """Make house candidates along the streets of residential districts."""
-    around = plan.bounds
-    houses: list[_House] = []
-    for edge in edges:
-        alley = edge.street.highway == "service"
-        if edge.bridge or not (alley or edge.street.highway in _HOUSED):
-            continue
-        street_roof = rng.choice(len(_ROOFS), p=_HOUSE_SHARES)
-        lawn = rng.random()
-        for side in (-1, 1):
-            distance = rng.uniform(4, 12)
-            while distance < edge.line.length - 3:
-                frontage = rng.uniform(9, 16) if alley else rng.uniform(14, 21)
-                here, along = point_at(edge.line, distance + frontage / 2)
-                distance += frontage
-                inside = around.x0 < here[0] < around.x1 and around.y0 < here[1] < around.y1
-                if not inside or rng.random() < (0.5 if alley else 0.06):
-                    continue
-                out = np.array((-along[1], along[0])) * side
-                kerb = here + out * (edge.street.width_m / 2)
-                if alley:
-                    houses.append(_garage(kerb, along, out, sun, rng))
-                    continue
-                roof = _ROOFS[int(rng.choice(len(_ROOFS), p=_HOUSE_SHARES))]
-                roof = _ROOFS[int(street_roof)] if rng.random() < 0.4 else roof
-                houses.append(_house(kerb, along, out, frontage, roof, lawn, sun, rng))
-    return _in_districts(houses, plan)
-
-
-def _in_districts(houses: list[_House], plan: Plan) -> list[_House]:
-    cells = [
-        Polygon(plan.warp(cell.box.ring()))
-        for cell in plan.cells
-        if cell.district in {District.GRID, District.LOOPS}
-    ]
-    if not houses or not cells:
+    lot = block.buffer(-rng.uniform(0.5, 3.0), join_style="mitre").simplify(0.8)
+    if not isinstance(lot, Polygon) or lot.area < 300:
         return []
-    centres = points([house.footprint.mean(axis=0) for house in houses])
-    hits = STRtree(cells).query(centres, predicate="within")[0]
-    return [houses[i] for i in sorted({int(hit) for hit in hits})]
-
-
-def _without_collisions(
-    houses: list[_House], roads: STRtree, taken: STRtree | None
-) -> list[_House]:
-    """Drop houses that stand on a road, on a shop or on an earlier house."""
-    if not houses:
-        return []
-    shapes = np.array(polygons([house.footprint for house in houses]))
-    bad = set(roads.query(shapes, predicate="intersects")[0].tolist())
-    if taken is not None:
-        bad |= set(taken.query(shapes, predicate="intersects")[0].tolist())
-    rivals = STRtree(shapes).query(shapes, predicate="intersects")
-    for i, j in sorted((int(i), int(j)) for i, j in rivals.T if i < j):
-        if i not in bad:
-            bad.add(j)
-    return [house for i, house in enumerate(houses) if i not in bad]
-
-
-def _house(
-    kerb: FloatArray,
-    along: FloatArray,
-    out: FloatArray,
-    frontage: float,
-    roof: Material,
-    lawn: float,
-    sun: tuple[float, float],
-    rng: np.random.Generator,
-) -> _House:
-    """Make a house with a front yard, a drive and sometimes a wing, a pool or a shed."""
-    width, depth = min(frontage - 3, rng.uniform(9, 15)), rng.uniform(8, 12)
-    setback = KERB_M + rng.uniform(3, 7)
-    tone = rng.uniform(0.72, 1.25)
-    height = rng.uniform(3.2, 6.5)
-    body = rectangle(kerb + out * (setback + depth / 2), along, width, depth)
-    built = Built(buildings=[gabled(body, roof, tone, height, sun)])
-    end = setback + depth
-    shift = along * rng.choice((-1, 1))
-    if rng.random() < 0.45:
-        reach = rng.uniform(3, 6)
-        wing = rectangle(kerb + out * (end + reach / 2 - 1) + shift * width / 4, out, reach + 2,
-                         width / 2)  # fmt: skip
-        built.buildings.append(gabled(wing, roof, tone, height - 0.4, sun))
-    ground = Material.LAWN if rng.random() < 0.25 + 0.65 * lawn else bare_ground(rng)
-    parcel = rectangle(kerb + out * (KERB_M + 15), along, frontage, 30)
-    built.ground.append(Fill(parcel, ground, rng.uniform(0.82, 1.15)))
-    drive(built, kerb, along, out, width, setback, shift, rng)
-    yard = kerb + out * (end + rng.uniform(7, 9))
+    paving = Material.CONCRETE if rng.random() < 0.5 else Material.ASPHALT
+    ground.append(Fill(outline(block), paving, rng.uniform(0.8, 1.1)))
     choice = rng.random()
-    if choice < 0.07:
-        pool = rectangle(yard, along, rng.uniform(5, 8), rng.uniform(3, 4.5))
-        deck = rectangle(yard, along, 10, 6.5)
-        built.ground += [Fill(deck, Material.CONCRETE, 1.1), Fill(pool, Material.POOL)]
-    elif choice < 0.35:
-        shed = rectangle(yard - shift * width / 3, along, rng.uniform(2.5, 4), 3)
-        built.buildings.append(flat(shed, Material.ROOF_METAL, rng.uniform(0.6, 1.0), 2.4))
-    footprint = rectangle(kerb + out * (setback + depth / 2 + 1), along, width + 2, depth + 3)
-    return _House(footprint, built)
+    if central and choice < 0.3:
+        return _towers(lot, rng)
+    if choice < 0.8:
+        return _perimeter(lot, central, rng)
+    return _slabs(lot, central, rng)
 
 
-def bare_ground(rng: np.random.Generator) -> Material:
-    """Draw the ground cover of a garden without a lawn."""
-    grounds = (Material.DRY_GRASS, Material.SOIL, Material.GRAVEL)
-    return grounds[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
+def _perimeter(lot: Polygon, central: bool, rng: Rng) -> list[Lot]:
+    """Build along the rim of a block: one building round a courtyard, or adjoining units."""
+    depth = rng.uniform(10, 14)
+    court = lot.buffer(-depth, join_style="mitre")
+    if not isinstance(court, Polygon) or court.area < 120 or lot.interiors:
+        return _slabs(lot, central, rng)
+    height = rng.uniform(10, 22) + 8 * central
+    shape = Polygon(lot.exterior, [court.exterior.coords])
+    yard = Material.LAWN if rng.random() < 0.6 else Material.CONCRETE
+    made = Lot(ground=[Fill(outline(court), yard, rng.uniform(0.85, 1.1))])
+    if yard is Material.LAWN:
+        made.crowns += _court_trees(court, rng)
+    if rng.random() < 0.45 and lot.area < 9000:
+        made.solids.append(_block_solid(shape, height, block_cladding(rng), rng))
+    else:
+        for unit in _cut(shape, lot, depth, rng):
+            if rng.random() > 0.07:
+                level = max(7.0, height + rng.normal(0, 2.5))
+                made.solids.append(_block_solid(unit, level, block_cladding(rng), rng))
+    return [made] if made.solids else []
 
 
-def drive(
-    built: Built,
-    kerb: FloatArray,
-    along: FloatArray,
-    out: FloatArray,
-    width: float,
-    setback: float,
-    shift: FloatArray,
-    rng: np.random.Generator,
-) -> None:
-    """Add a drive from the street to the house, of concrete or asphalt."""
-    place = shift * (width / 2 - 2.2)
-    surface = Material.CONCRETE if rng.random() < 0.6 else Material.ASPHALT
-    strip = rectangle(kerb + out * (setback / 2) + place, out, setback + 1, rng.uniform(2.8, 5))
-    built.ground.append(Fill(strip, surface, rng.uniform(0.8, 1.2)))
-    if rng.random() < 0.4:
-        built.cars.append((kerb + out * (setback - 3) + place, out))
+def _cut(shape: Polygon, lot: Polygon, depth: float, rng: Rng) -> list[Polygon]:
+    """Cut a perimeter building into units with shared walls."""
+    ring, cuts, distance = LineString(lot.exterior.coords), [], rng.uniform(0, 10)
+    while distance < ring.length - 8:
+        here, along = point_at(ring, distance)
+        # Long enough to cross the whole rim, even at a bend.
+        reach = across(along) * 1.6 * depth
+        cuts.append(LineString([here - reach, here + reach]))
+        distance += rng.uniform(11, 26)
+    parts = polygonize([unary_union([shape.boundary, *cuts])]).geoms
+    inside = [part for part in parts if shape.contains(part.representative_point())]
+    return [part for part in inside if part.area > 45]
 
 
-def _garage(
-    kerb: FloatArray,
-    along: FloatArray,
-    out: FloatArray,
-    sun: tuple[float, float],
-    rng: np.random.Generator,
-) -> _House:
-    """Make a garage at an alley, with its apron."""
-    depth = rng.uniform(5.5, 7)
-    centre = kerb + out * (KERB_M + depth / 2 + 0.6)
-    body = rectangle(centre, along, rng.uniform(5.5, 7), depth)
-    roof = Material.ROOF_GREY if rng.random() < 0.6 else Material.ROOF_BROWN
-    apron = rectangle(kerb + out * 2, along, 5.5, 5)
-    built = Built(
-        ground=[Fill(apron, Material.CONCRETE, rng.uniform(0.8, 1.15))],
-        buildings=[gabled(body, roof, rng.uniform(0.7, 1.2), 2.6, sun)],
-    )
-    return _House(rectangle(centre, along, 7.5, depth + 1), built)
+def _court_trees(court: Polygon, rng: Rng) -> list[Crown]:
+    room = court.buffer(-4.0)
+    if room.is_empty:
+        return []
+    x0, y0, x1, y1 = room.bounds
+    places = rng.uniform((x0, y0), (x1, y1), (int(court.area / 90), 2))
+    return [
+        Crown(x, y, rng.uniform(1.8, 3.4), int(rng.integers(CROWN_VARIANTS)), Material.TREE)
+        for x, y in places.tolist()
+        if room.contains(points(x, y))
+    ]
 
 
-def gabled(
-    body: FloatArray, roof: Material, tone: float, height: float, sun: tuple[float, float]
-) -> Building:
-    """Make a building with a gabled roof over a rectangle (4, 2), darker away from the sun."""
-    if np.hypot(*(body[1] - body[0])) > np.hypot(*(body[2] - body[1])):
-        body = np.roll(body, -1, axis=0)
-    # The short sides are now 0-1 and 2-3: the ridge joins their middles.
-    ridge = ((body[0] + body[1]) / 2, (body[2] + body[3]) / 2)
-    slopes = []
-    for low, high in ((body[1], body[2]), (body[0], body[3])):
-        away = (low + high) / 2 - (ridge[0] + ridge[1]) / 2
-        cosine = float(away @ sun) / max(1e-6, float(np.hypot(*away) * np.hypot(*sun)))
-        part = np.array((low, high, ridge[1], ridge[0]))
-        slopes.append(Fill(part, roof, tone * (1 - 0.22 * cosine), lit=True))
-    return Building(body, height, tuple(slopes))
+def _slabs(lot: Polygon, central: bool, rng: Rng) -> list[Lot]:
+    """Place parallel slab blocks on a lot, some with a wing."""
+    centre, along, length, width = frame(lot)
+    depth, pitch = rng.uniform(11, 15), rng.uniform(27, 36)
+    normal = across(along)
+    cladding = block_cladding(rng)
+    lots = []
+    for offset in np.arange(-width / 2 + depth / 2 + 1, width / 2 - depth / 2, pitch):
+        start = -length / 2 + rng.uniform(0, 6)
+        while start < length / 2 - 18:
+            extent = min(length / 2 - start, rng.uniform(24, 60))
+            middle = centre + normal * offset + along * (start + extent / 2)
+            start += extent + rng.uniform(5, 14)
+            shape = Polygon(rectangle(middle, along, extent, depth))
+            if rng.random() < 0.4:
+                end = middle + along * (extent - depth) / 2 * rng.choice((-1, 1))
+                wing = rectangle(end + normal * depth * 0.9, along, depth, depth * 1.6)
+                shape = shape.union(Polygon(wing))
+            shape = intersection(shape, lot.buffer(0.01))
+            if isinstance(shape, Polygon) and shape.area > 150:
+                height = rng.uniform(9, 18) + 8 * central
+                lots.append(Lot([_block_solid(shape, height, cladding, rng)]))
+    return lots
 
 
-def flat(body: FloatArray, roof: Material, tone: float, height: float) -> Building:
-    """Make a building with a flat roof over a rectangle (4, 2); large roofs get a lighter rim."""
-    centre = body.mean(axis=0)
-    faces = [Fill(body, roof, tone, lit=True)]
-    if np.ptp(body, axis=0).max() > 12:
-        faces[0] = Fill(body, roof, tone * 1.25, lit=True)
-        faces.append(Fill(centre + (body - centre) * 0.95, roof, tone, lit=True))
-    return Building(body, height, tuple(faces))
+def _towers(lot: Polygon, rng: Rng) -> list[Lot]:
+    """Place one to three towers on a lot."""
+    centre, along, length, _ = frame(lot)
+    count = int(rng.integers(1, 4)) if length > 70 else 1
+    lots = []
+    for i in range(count):
+        middle = centre + along * (length * ((i + 0.5) / count - 0.5))
+        shape = Polygon(rectangle(middle, along, *rng.uniform(18, 32, 2)))
+        if not lot.buffer(0.5).contains(shape):
+            shape = intersection(shape, lot)
+        if isinstance(shape, Polygon) and shape.area > 200:
+            glazing = 0.85 if rng.random() < 0.4 else 0.5
+            cladding = block_cladding(rng, bay_m=rng.uniform(1.8, 3.4), glazing=glazing)
+            lots.append(Lot([_block_solid(shape, rng.uniform(32, 78), cladding, rng)]))
+    return lots
 
 
-def shops(box: Box, plan: Plan, sun: tuple[float, float], rng: np.random.Generator) -> Built:
-    """Fill a shopping district with large buildings and car parks between its service lanes."""
-    built = Built()
+def _block_solid(shape: Polygon, height: float, cladding: Cladding, rng: Rng) -> Solid:
+    """Make a flat-roofed building with lift houses and cooling units on its roof."""
+    room = shape.buffer(-2.5)
+    parts = [flat_block(shape, height, cladding)]
+    if not room.is_empty and shape.area > 180:
+        _, along, *_ = frame(shape)
+        x0, y0, x1, y1 = room.bounds
+        for place in rng.uniform((x0, y0), (x1, y1), (int(min(14, 2 + shape.area / 150)), 2)):
+            unit = Polygon(rectangle(place, along, *rng.uniform(1.5, 4.5, 2)))
+            if room.contains(unit):
+                top, metal = height + rng.uniform(1.2, 3.0), metal_cladding(rng)
+                parts.append(flat_block(unit, top, metal, base=height, parapet=False))
+    return merged(shape, parts)
+
+
+def shops(box: Box, plan: Plan, rng: Rng) -> tuple[Lot, list[Lot]]:
+    """Fill a shopping district between its service lanes: car parks, and large buildings."""
+    parking, halls = Lot(), []
     ys = (box.y0, box.y0 + 0.52 * box.height, box.y1)
     xs = (box.x0, box.x0 + 0.46 * box.width, box.x1) if box.width > 170 else (box.x0, box.x1)
     for x0, x1 in pairwise(xs):
         for y0, y1 in pairwise(ys):
             quarter = Box(x0, y0, x1, y1).shrunk(13, 13)
             if min(quarter.width, quarter.height) > 18:
-                built.add(_shop_quarter(quarter, plan, sun, rng))
-    return built
+                halls += _shop_quarter(quarter, plan, parking, rng)
+    return parking, halls
 
 
-def _shop_quarter(
-    box: Box, plan: Plan, sun: tuple[float, float], rng: np.random.Generator
-) -> Built:
-    share = rng.uniform(0.4, 0.6)
-    cut = box.y0 + share * box.height
+def _shop_quarter(box: Box, plan: Plan, parking: Lot, rng: Rng) -> list[Lot]:
+    cut = box.y0 + rng.uniform(0.4, 0.6) * box.height
     halves = [Box(box.x0, box.y0, box.x1, cut), Box(box.x0, cut, box.x1, box.y1)]
     lot, house = halves if rng.random() < 0.5 else halves[::-1]
-    built = Built(ground=[Fill(plan.warp(box.shrunk(-6, -6).ring()), Material.ASPHALT,
-                               rng.uniform(0.75, 1.3))])  # fmt: skip
-    built.add(_car_park(lot, plan, rng))
+    asphalt = plan.warp(box.shrunk(-6, -6).ring())
+    parking.ground.append(Fill(asphalt, Material.ASPHALT, rng.uniform(0.75, 1.3)))
+    _car_park(parking, lot, plan, rng)
+    house = house.shrunk(2, 2)
     if rng.random() < 0.35:
-        _storage_rows(built, house.shrunk(2, 2), plan, rng)
-    else:
-        _large_buildings(built, house.shrunk(2, 2), plan, sun, rng)
-    return built
-
-
-def _large_buildings(
-    built: Built, box: Box, plan: Plan, sun: tuple[float, float], rng: np.random.Generator
-) -> None:
-    count = max(1, round(box.width / rng.uniform(28, 60)))
+        return _storage_rows(house, plan, rng)
+    count = max(1, round(house.width / rng.uniform(28, 60)))
+    pitch, halls = house.width / count, []
     for i in range(count):
-        width = box.width / count - rng.uniform(0, 6)
-        depth = box.height * rng.uniform(0.7, 1.0)
-        centre = np.array((box.x0 + box.width * (i + 0.5) / count, box.y0 + box.height / 2))
-        body = rectangle(centre, np.array((1.0, 0.0)), width, depth)
-        roof = _ROOFS[int(rng.choice(len(_ROOFS), p=_SHOP_SHARES))]
-        height = rng.uniform(5, 11) if rng.random() < 0.75 else rng.uniform(14, 26)
-        block = flat(plan.warp(body), roof, rng.uniform(0.75, 1.2), height)
-        above: list[Fill | Shadow] = []
-        for _ in range(int(rng.integers(2, 9))):
-            place = centre + rng.uniform(-0.42, 0.42, 2) * (width, depth)
-            unit = rectangle(place, np.array((1.0, 0.0)), *rng.uniform(1.5, 4.0, 2))
-            tone = rng.uniform(0.7, 1.3)
-            unit = plan.warp(unit)
-            above += [cast_shadow(unit, 1.5, sun), Fill(unit, Material.ROOF_METAL, tone, lit=True)]
-        built.buildings.append(Building(block.outline, height, (*block.roof, *above)))
+        centre = np.array((house.x0 + pitch * (i + 0.5), house.y0 + house.height / 2))
+        size = pitch - rng.uniform(0, 6), house.height * rng.uniform(0.7, 1.0)
+        halls.append(_hall(plan.warp(rectangle(centre, _EAST, *size)), rng))
+    return halls
 
 
-def _storage_rows(built: Built, box: Box, plan: Plan, rng: np.random.Generator) -> None:
-    """Add rows of storage units: long grey roofs that look much like streets from above."""
-    tone = rng.uniform(0.8, 1.15)
+def _hall(body: FloatArray, rng: Rng) -> Lot:
+    """Make a hall; some have a courtyard or a corner cut out."""
+    shape = Polygon(body)
+    centre, along, length, width = frame(shape)
+    choice = rng.random()
+    if width > 26 and choice < 0.2:
+        yard = rectangle(centre, along, length * rng.uniform(0.25, 0.5), width * 0.35)
+        shape = shape.difference(Polygon(yard))
+    elif width > 26 and choice < 0.6:
+        corner = centre + along * length / 2 * rng.choice((-1, 0, 1)) + across(along) * width / 2
+        cut = rectangle(corner, along, length * rng.uniform(0.4, 0.9), width * 0.9)
+        rest = shape.difference(Polygon(cut))
+        shape = rest if isinstance(rest, Polygon) and rest.area > 200 else shape
+    wall = WALLS[int(rng.integers(1, 3))], rng.uniform(0.8, 1.15)
+    roof = _HALL_ROOFS[int(rng.choice(len(_HALL_ROOFS), p=_HALL_SHARES))], rng.uniform(0.75, 1.2)
+    height = rng.uniform(5, 11) if rng.random() < 0.75 else rng.uniform(11, 16)
+    return Lot([_block_solid(shape, height, Cladding(*wall, *roof, bay_m=0), rng)])
+
+
+def _storage_rows(box: Box, plan: Plan, rng: Rng) -> list[Lot]:
+    """Make rows of storage units: long grey roofs that look much like streets from above."""
+    blank = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, rng.uniform(0.8, 1.15), bay_m=0)
+    lots = []
     for y in np.arange(box.y0 + 4, box.y1 - 3, 15.0):
-        centre = np.array(((box.x0 + box.x1) / 2, y))
-        body = rectangle(centre, np.array((1.0, 0.0)), box.width, 8.0)
-        built.buildings.append(flat(plan.warp(body), Material.ROOF_GREY, tone, 3.2))
+        body = rectangle(np.array(((box.x0 + box.x1) / 2, y)), _EAST, box.width, 8.0)
+        lots.append(Lot([flat_block(Polygon(plan.warp(body)), 3.2, blank, parapet=False)]))
+    return lots
 
 
-def _car_park(box: Box, plan: Plan, rng: np.random.Generator) -> Built:
-    """Make a car park: rows of bays on both sides of aisles, partly occupied."""
-    built = Built()
+def _car_park(parking: Lot, box: Box, plan: Plan, rng: Rng) -> None:
+    """Add a car park: rows of bays on both sides of aisles, partly occupied."""
     busy = rng.uniform(0.2, 0.75)
     for y in np.arange(box.y0 + 4, box.y1 - 4, 16.5):
         for row, facing in ((y, 1.0), (y + 5.2, -1.0)):
-            if row + 2.6 > box.y1:
+            x = np.arange(box.x0 + 3, box.x1 - 3, 2.75)
+            if row + 2.6 > box.y1 or not len(x):
                 continue
-            for x in np.arange(box.x0 + 3, box.x1 - 3, 2.75):
-                ends = np.array(((x, row - 2.5), (x, row + 2.5)))
-                built.stripes.append(Stripe(plan.warp(ends), 0.45))
-                if rng.random() < busy:
-                    bay = np.array(((x + 1.37, row), (x + 1.37, row + facing)))
-                    here, ahead = plan.warp(bay)
-                    built.cars.append((here, (ahead - here) / np.hypot(*(ahead - here))))
-    return built
+            places = [(x, row - 2.5), (x, row + 2.5), (x + 1.37, row), (x + 1.37, row + facing)]
+            rows = [plan.warp(np.column_stack([a, np.full_like(a, b)])) for a, b in places]
+            occupied = rng.random(len(x)) < busy
+            for start, end, here, ahead, taken in zip(*rows, occupied, strict=True):
+                parking.stripes.append(Stripe(np.array((start, end)), 0.45))
+                if taken:
+                    parking.cars.append((here, (ahead - here) / np.hypot(*(ahead - here))))

@@ -1,4 +1,7 @@
-"""File output: atomic writes of images and text, and checks of the output directory."""
+"""File output: atomic writes of images and text, and checks of the output directory.
+
+Functions raise ``CityError`` if the disk is full or a place is not writable.
+"""
 
 import os
 import secrets
@@ -13,7 +16,6 @@ from rasterio import Affine
 from rasterio.io import MemoryFile
 
 _SUFFIXES = {".tif", ".geojson", ".jpg"}
-
 _JPEG_QUALITY = 92
 
 
@@ -24,12 +26,7 @@ class CityError(Exception):
 def refuse_other_city(root: Path, expected: Collection[Path]) -> None:
     """Fail if a directory holds images or labels of another city, which would distort all scores.
 
-    Args:
-        root: output directory.
-        expected: paths of all images and labels of this city.
-
-    Raises:
-        CityError: the directory holds other images or labels.
+    ``expected`` are the paths of all images and labels of this city.
     """
     found = sorted(
         path
@@ -44,11 +41,7 @@ def refuse_other_city(root: Path, expected: Collection[Path]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Fail early if a file cannot be written.
-
-    Raises:
-        CityError: the path is a directory, or its directory cannot be created or written to.
-    """
+    """Fail early if a file cannot be written."""
     try:
         path = _resolved(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +55,7 @@ def require_writable(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically; create its directory if needed.
-
-    Raises:
-        CityError: the disk is full or the directory not writable.
-    """
+    """Write a file atomically; create its directory if needed."""
     temporary = None
     try:
         path = _resolved(path)
@@ -99,11 +88,7 @@ def _resolved(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, atomically.
-
-    Raises:
-        CityError: the disk is full or the directory not writable.
-    """
+    """Write text as UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
@@ -113,39 +98,22 @@ def write_tiff(
     transform: Affine,
     crs: str = "EPSG:4326",
 ) -> None:
-    """Write pixels (h, w, bands) as a tiled, deflated GeoTIFF.
-
-    Raises:
-        CityError: the disk is full or the directory not writable.
-    """
+    """Write pixels (h, w, bands) as a tiled, deflated GeoTIFF."""
     height, width, bands = pixels.shape
+    shape = {"width": width, "height": height, "count": bands, "dtype": pixels.dtype}
+    tiling = {"tiled": True, "blockxsize": 256, "blockysize": 256}
+    packing = {"compress": "deflate", "predictor": 2, "zlevel": 4}
     # GDAL writes to memory first, because it does not always report a full disk.
     with MemoryFile() as memory:
         with memory.open(
-            driver="GTiff",
-            width=width,
-            height=height,
-            count=bands,
-            dtype=pixels.dtype,
-            crs=crs,
-            transform=transform,
-            tiled=True,
-            blockxsize=256,
-            blockysize=256,
-            compress="deflate",
-            predictor=2,
-            zlevel=4,
+            driver="GTiff", crs=crs, transform=transform, **shape, **tiling, **packing
         ) as sink:
             sink.write(np.moveaxis(pixels, 2, 0))
         write_bytes(path, memory.getbuffer())
 
 
 def write_jpeg(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write pixels (h, w, 3) as a JPEG.
-
-    Raises:
-        CityError: the disk is full or the directory not writable.
-    """
+    """Write pixels (h, w, 3) as a JPEG."""
     settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     encoded = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), settings)[1]
     write_bytes(path, encoded.tobytes())

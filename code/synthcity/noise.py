@@ -1,4 +1,4 @@
-"""Noise that depends on position only, so that neighbouring chips match at their borders."""
+"""Pixel windows, and noise that depends on position only, so that neighbouring chips match."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from synthcity.plan import Float32
+
 # The Gaussian kernel is cut off at this many sigmas.
 _TAIL = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixel size of the city, metres in x and in y."""
+
+    x_m: float
+    y_m: float
 
 
 @dataclass(frozen=True)
@@ -21,24 +31,18 @@ class Window:
 
     def grown(self, margin: int) -> "Window":
         """Return the window enlarged by ``margin`` pixels on every side."""
+        more = 2 * margin
         return Window(
-            self.column - margin,
-            self.row - margin,
-            self.width + 2 * margin,
-            self.height + 2 * margin,
+            self.column - margin, self.row - margin, self.width + more, self.height + more
         )
 
-    def metres(self, x_m: float, y_m: float) -> tuple[float, float, float, float]:
-        """Return x0, y0, x1, y1 in city metres, for pixels of ``x_m`` by ``y_m`` metres."""
-        return (
-            self.column * x_m,
-            self.row * y_m,
-            (self.column + self.width) * x_m,
-            (self.row + self.height) * y_m,
-        )
+    def metres(self, grid: Grid) -> tuple[float, float, float, float]:
+        """Return x0, y0, x1, y1 in city metres."""
+        right, bottom = self.column + self.width, self.row + self.height
+        return self.column * grid.x_m, self.row * grid.y_m, right * grid.x_m, bottom * grid.y_m
 
 
-def gaussian_noise(window: Window, sigma: float, seed: int) -> NDArray[np.float32]:
+def gaussian_noise(window: Window, sigma: float, seed: int) -> Float32:
     """Return unit-variance noise blurred by a Gaussian of ``sigma`` pixels, float32 (h, w)."""
     margin = int(np.ceil(_TAIL * sigma))
     wide = window.grown(margin)
@@ -53,7 +57,7 @@ def gaussian_noise(window: Window, sigma: float, seed: int) -> NDArray[np.float3
     return np.asarray(inner * np.float32(np.sqrt(3 * 4 * np.pi) * sigma), dtype=np.float32)
 
 
-def smooth_noise(window: Window, spacing: float, seed: int) -> NDArray[np.float32]:
+def smooth_noise(window: Window, spacing: float, seed: int) -> Float32:
     """Return smooth noise, about -1..1, with features of ``spacing`` (>= 16) pixels: (h, w)."""
     across, columns = _spline(np.arange(window.column, window.column + window.width), spacing)
     down, rows = _spline(np.arange(window.row, window.row + window.height), spacing)
@@ -61,7 +65,7 @@ def smooth_noise(window: Window, spacing: float, seed: int) -> NDArray[np.float3
     return np.asarray(1.8 * (down @ knots @ across.T), dtype=np.float32)
 
 
-def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> Float32:
     """Return independent uniform values on -1..1 by hashing, float32 (rows, columns)."""
     x = columns.astype(np.uint32)[None, :]
     y = rows.astype(np.uint32)[:, None]
@@ -75,27 +79,13 @@ def _white(columns: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> ND
     return value.astype(np.float32) / np.float32(2**31) - np.float32(1)
 
 
-def _spline(
-    pixels: NDArray[np.int64], spacing: float
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _spline(pixels: NDArray[np.int64], spacing: float) -> tuple[Float32, NDArray[np.int64]]:
     """Return cubic B-spline weights (n, knots) at ``pixels``, and the knots."""
-    place = pixels / spacing
-    first = np.floor(place).astype(np.int64) - 1
-    t = place - np.floor(place)
-    weights = (
-        np.stack(
-            [
-                (1 - t) ** 3,
-                3 * t**3 - 6 * t**2 + 4,
-                -3 * t**3 + 3 * t**2 + 3 * t + 1,
-                t**3,
-            ],
-            axis=1,
-        )
-        / 6
-    )
+    first = np.floor(pixels / spacing).astype(np.int64) - 1
+    t = pixels / spacing - first - 1
+    weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
     knots = np.arange(first[0], first[-1] + 4)
     matrix = np.zeros((len(pixels), len(knots)), dtype=np.float32)
     columns = (first - first[0])[:, None] + np.arange(4)
-    np.put_along_axis(matrix, columns, weights.astype(np.float32), axis=1)
+    np.put_along_axis(matrix, columns, (np.stack(weights, axis=1) / 6).astype(np.float32), axis=1)
     return matrix, knots

@@ -1,219 +1,138 @@
 """Render a tile from a view angle: visibility, sunlight, shadows and sensor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from synthcity.noise import Window, gaussian_noise, smooth_noise
-from synthcity.paint import Canvas, Grid, weather_lawns
-from synthcity.plan import FloatArray
-from synthcity.solids import Face
-from synthcity.spectra import (
-    GRAIN,
-    REFLECTANCE,
-    WHITE_PAINT,
-    YELLOW_PAINT,
-    Material,
-    Sensor,
-    facet_light,
-    to_counts,
-)
-from synthcity.strokes import Scene
+from synthcity.city import City
+from synthcity.noise import Grid, Window
+from synthcity.paint import LEAF_SHADE, Canvas, Textures, reflected
+from synthcity.plan import LEVEL_M, Float32, Rng
+from synthcity.solids import MAX_INCIDENCE, sunlight
+from synthcity.spectra import Material, Sensor, light, to_counts
+from synthcity.strokes import Sun
 from synthcity.views import GROUND, Skyline, View, ViewAngle, render_view
 
 #: Height of a storey, metres.
 STOREY_M = 3.1
-
 # Painted margin around the tile, pixels. No blur reaches further.
 _MARGIN = 16
-
 # Margin of the sun's view around the tile, metres. Objects in the margin may throw shadows into the
 # tile, or lean into the tile and need their own shading.
 _SUN_MARGIN_M = 130.0
-
 # A point is in shadow if it lies at least this far below the surface that the sun sees, metres:
 # about two pixels of the steepest lit surface.
 _SHADE_BIAS_M = 0.8
-
-# Strength of a crown's shadow; some light passes through leaves.
-_LEAF_SHADE = 0.85
-
 # Ambient light on walls: half of the sky and some light from the bright ground.
 _WALL_SKY = 0.85
-
-# Upper limit of the sunlight on a wall relative to level ground.
-_MAX_INCIDENCE = 1.4
-
 # Sigma of the blur by optics and resampling, in native pixels.
 _SPREAD = 0.48
-
 # Pixel size of the colour bands relative to the panchromatic band.
 _COLOUR_PIXELS = 4.0
-
+# Tangent of the largest off-nadir angle for which decks are painted beyond the tile.
+_MAX_SLOPE = 1.4
 # Lower and upper edge of windows as fractions of a storey.
 _SILL, _LINTEL = 0.30, 0.78
 
 
 @dataclass(frozen=True)
 class Facets:
-    """Properties of all surfaces.
+    """Properties of all surfaces: one entry per face, one per crown, and a last one for the ground.
 
-    All arrays have one entry per face, one per crown and a last one for the ground, so that
-    ``views.GROUND`` is a valid index.
-
-    Attributes:
-        material: uint8.
-        tone: float32.
-        incidence: float32, sunlight relative to that on level ground.
-        sky: float32, visible fraction of the sky.
-        building: int32, index of the building, -1 for crowns and the ground.
-        wall: bool.
-        start: float32 (n, 2), a corner of a wall, metres.
-        along: float32 (n, 2), a wall's direction, unit vector.
-        bay_m: float32, width of a window bay, 0 for none.
-        glazing: float32, fraction of a bay's width covered by its window.
+    So ``views.GROUND`` is a valid index.
     """
 
     material: NDArray[np.uint8]
-    tone: NDArray[np.float32]
-    incidence: NDArray[np.float32]
-    sky: NDArray[np.float32]
-    building: NDArray[np.int32]
+    tone: Float32
+    incidence: Float32  # sunlight relative to that on level ground
+    sky: Float32  # visible fraction of the sky
+    building: NDArray[np.int32]  # index of the building, -1 for bridges, crowns and the ground
     wall: NDArray[np.bool_]
-    start: NDArray[np.float32]
-    along: NDArray[np.float32]
-    bay_m: NDArray[np.float32]
-    glazing: NDArray[np.float32]
+    deck: NDArray[np.uint8]  # number of the painted surface that covers it, 0 for none
+    side: Float32  # (n, 2, 2), a corner of a wall (metres) and the wall's direction (unit vector)
+    bay_m: Float32  # width of a window bay, 0 for none
+    glazing: Float32  # fraction of a bay's width covered by its window
 
     @classmethod
-    def of(cls, skyline: Skyline, shadow_per_m: tuple[float, float]) -> Self:
+    def of(cls, skyline: Skyline, sun: Sun) -> Self:
         """Compute the properties of all faces under a sun."""
         faces, more = skyline.faces, len(skyline.crowns) + 1
-        normals = np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3)
-        # The direction to the sun, scaled so that level ground has an incidence of 1.
-        incidence = normals @ np.array((-shadow_per_m[0], -shadow_per_m[1], 1.0))
-        wall = np.array([f.is_wall for f in faces], dtype=bool)
-        sides = np.array([_side(f) for f in faces], dtype=np.float32).reshape(-1, 2, 2)
+        wall = np.abs(skyline.normals[:, 2]) < 1e-6
         leaves = [crown.material for crown in skyline.crowns]
+        starts, ends = (np.array([f.rings[0][i, :2] for f in faces]).reshape(-1, 2) for i in (0, 1))
+        steps = ends - starts
+        along = steps / np.maximum(np.hypot(steps[:, 0], steps[:, 1]), 1e-9)[:, None]
+
+        def padded(values: ArrayLike, rest: float) -> NDArray[Any]:
+            first = np.asarray(values)
+            return np.concatenate([first, np.full((more, *first.shape[1:]), rest, first.dtype)])
+
+        incidence = np.clip(sunlight(skyline.normals, sun), 0, MAX_INCIDENCE)
         return cls(
             np.array([*(f.material for f in faces), *leaves, Material.DRY_GRASS], dtype=np.uint8),
-            _with(1.0, more, [f.tone for f in faces]),
-            _with(1.0, more, np.clip(incidence, 0, _MAX_INCIDENCE)),
-            _with(1.0, more, np.where(wall, _WALL_SKY, 1.0)),
-            np.concatenate([skyline.owner, np.full(more, -1, dtype=np.int32)]),
-            np.concatenate([wall, np.zeros(more, dtype=bool)]),
-            np.concatenate([sides[:, 0], np.zeros((more, 2), dtype=np.float32)]),
-            np.concatenate([sides[:, 1], np.zeros((more, 2), dtype=np.float32)]),
-            _with(0.0, more, [f.bay_m for f in faces]),
-            _with(0.0, more, [f.glazing for f in faces]),
+            padded(np.array([f.tone for f in faces], dtype=np.float32), 1.0),
+            padded(incidence.astype(np.float32), 1.0),
+            padded(np.where(wall, np.float32(_WALL_SKY), np.float32(1)), 1.0),
+            padded(skyline.owner, -1),
+            padded(wall, 0),
+            padded(np.array([f.deck for f in faces], dtype=np.uint8), 0),
+            padded(np.stack([starts, along], axis=1).astype(np.float32), 0),
+            padded(np.array([f.bay_m for f in faces], dtype=np.float32), 0),
+            padded(np.array([f.glazing for f in faces], dtype=np.float32), 0),
         )
-
-
-def _side(surface: Face) -> FloatArray:
-    """Return a corner and the direction of a face's first side."""
-    start, end = surface.rings[0][0, :2], surface.rings[0][1, :2]
-    return np.array((start, (end - start) / max(1e-9, float(np.hypot(*(end - start))))))
-
-
-def _with(value: float, count: int, first: FloatArray | list[float]) -> NDArray[np.float32]:
-    return np.concatenate([first, np.full(count, value)]).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Site:
-    """Data of a tile that is the same for all view angles.
+    """Data of a tile that is the same for all view angles."""
 
-    Attributes:
-        window: the tile's pixels.
-        grid: pixel size.
-        skyline: buildings and trees.
-        facets: material and lighting of each surface of ``skyline``.
-        ground: painted layers of the ground, with a margin.
-        fine: float32, fine grain of all materials, with the same margin.
-        middle: float32, coarser grain.
-        slow: float32, slow variation of light and haze.
-        sun: the sun's view of a wider window.
-    """
-
-    window: Window
-    grid: Grid
-    skyline: Skyline
-    facets: Facets
-    ground: Canvas
-    fine: NDArray[np.float32]
-    middle: NDArray[np.float32]
-    slow: NDArray[np.float32]
-    sun: View
+    window: Window  # the tile's pixels
+    grid: Grid  # pixel size
+    skyline: Skyline  # buildings, bridges and trees
+    facets: Facets  # material and lighting of each surface of ``skyline``
+    # painted ground, then the painted surface of each deck, with a margin
+    surfaces: tuple[Canvas, ...]
+    textures: Textures  # grain of all materials, with the same margin as the ground
+    sun: View  # the sun's view of a wider window
 
     @classmethod
-    def of(
-        cls,
-        scene: Scene,
-        skyline: Skyline,
-        window: Window,
-        grid: Grid,
-        shadow_per_m: tuple[float, float],
-        seed: int,
-    ) -> Self:
-        """Paint the ground of a tile and compute its shadows.
-
-        Args:
-            scene: the ground of the city.
-            skyline: buildings and trees.
-            window: the tile's pixels on the ground.
-            grid: pixel size.
-            shadow_per_m: (x, y), metres of shadow per metre of height.
-            seed: seed of the ground textures, the same for all tiles of a city.
-        """
-        ground = Canvas(window.grown(_MARGIN), grid)
-        ground.draw(scene)
-        fine, middle = (
-            gaussian_noise(ground.window, sigma, seed + i) for i, sigma in ((1, 0.9), (2, 3.5))
-        )
-        weather_lawns(ground, middle, seed)
-        slow = 1 + 0.05 * smooth_noise(ground.window, 700, seed + 3)
-        slow += 0.03 * smooth_noise(ground.window, 90, seed + 4)
+    def of(cls, city: City, window: Window, grid: Grid) -> Self:
+        """Paint the surfaces of a tile and compute its shadows."""
+        wide = window.grown(_MARGIN)
+        surfaces = [Canvas(wide, grid).draw(city.surfaces[0])]
+        for number, scene in enumerate(city.surfaces[1:], 1):
+            lean = round(number * LEVEL_M * _MAX_SLOPE / min(grid.x_m, grid.y_m))
+            surfaces.append(Canvas(wide.grown(lean), grid, Material.CONCRETE).draw(scene))
+        textures = Textures.of(wide, city.texture)
+        textures.weather(surfaces[0], city.texture)
         around = window.grown(round(_SUN_MARGIN_M / min(grid.x_m, grid.y_m)))
-        sun = render_view(skyline, around, grid, shadow_per_m)
-        facets = Facets.of(skyline, shadow_per_m)
-        return cls(window, grid, skyline, facets, ground, fine, middle, slow, sun)
+        sun = render_view(city.skyline, around, grid, city.sun)
+        facets = Facets.of(city.skyline, city.sun)
+        return cls(window, grid, city.skyline, facets, tuple(surfaces), textures, sun)
 
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """Image of a tile.
+    """Image of a tile."""
 
-    Attributes:
-        counts: uint16 (h, w, bands), at least 1.
-        roof: int32 (h, w), index of the building whose roof is visible, -1 elsewhere.
-    """
-
-    counts: NDArray[np.uint16]
+    counts: NDArray[np.uint16]  # uint16 (h, w, bands), at least 1
+    # int32 (h, w), index of the building whose roof is visible, -1 elsewhere
     roof: NDArray[np.int32]
 
 
 def render_image(
-    site: Site,
-    collect: ViewAngle,
-    sensor: Sensor,
-    bands: tuple[int, ...],
-    rng: np.random.Generator,
+    site: Site, collect: ViewAngle, sensor: Sensor, bands: tuple[int, ...], rng: Rng
 ) -> RenderedImage:
     """Render the image of a tile from a view angle.
 
     A point is displaced by its height times the tangent of the off-nadir angle, as on a flat Earth.
-
-    Args:
-        site: the tile.
-        collect: the view angle.
-        sensor: gain and haze of this collect in its bands.
-        bands: indices of its bands among the eight of the material table.
-        rng: random generator for the sensor's noise.
+    ``sensor`` is that of the collect in its ``bands``, indices among the eight of the materials.
     """
-    view = render_view(site.skyline, site.ground.window, site.grid, collect.shift)
+    view = render_view(site.skyline, site.surfaces[0].window, site.grid, collect.shift)
     radiance = _radiance(site, view, bands)
     blurred = _sharpened(radiance, collect, site.grid)
     inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
@@ -225,13 +144,9 @@ def render_image(
 def through_atmosphere(
     sensor: Sensor, collect: ViewAngle, bands: tuple[int, ...], exposure: float
 ) -> Sensor:
-    """Return the sensor with the gain and haze of an oblique view's longer path.
+    """Return a nadir sensor's ``bands`` with the gain and haze of an oblique view's longer path.
 
-    Args:
-        sensor: radiometry of all eight bands at nadir.
-        collect: the view angle.
-        bands: indices of the bands to return.
-        exposure: brightness factor of this collect, about 1.
+    ``exposure`` is the brightness factor of this collect, about 1.
     """
     path = 1 / np.cos(np.radians(collect.angle)) - 1
     chosen = list(bands)
@@ -242,29 +157,45 @@ def through_atmosphere(
     )
 
 
-def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> NDArray[np.float32]:
+def _radiance(site: Site, view: View, bands: tuple[int, ...]) -> Float32:
     """Return the radiance of every pixel, float32 (h, w, b), relative to full light on white."""
-    facets, ground = site.facets, site.ground
+    facets, ground = site.facets, site.surfaces[0]
     standing = view.surface != GROUND
     material = np.where(standing, facets.material[view.surface], ground.material)
     tone = np.where(standing, facets.tone[view.surface] * view.tone, ground.tone)
+    white, yellow = (np.where(standing, 0, of) for of in (ground.white, ground.yellow))
     _draw_windows(site, view, material, tone)
-    strength = GRAIN[material]
-    fine, middle = (_displaced_texture(texture, site, view) for texture in (site.fine, site.middle))
-    tone = tone * (1 + strength[..., 0] * fine + strength[..., 1] * middle) * site.slow
-    radiance = REFLECTANCE[:, bands][material] * np.clip(tone, 0.15, 2.5)[..., None]
-    for layer, pigment in ((ground.white, WHITE_PAINT), (ground.yellow, YELLOW_PAINT)):
-        painted = (layer > 0) & ~standing
-        cover = layer[painted][:, None]
-        radiance[painted] = (1 - cover) * radiance[painted] + cover * pigment[list(bands)]
     shade = _shade(site, view)
-    shade = np.where(standing, shade, np.maximum(shade, ground.shade))
+    painted_shade = np.where(standing, 0, ground.shade)
+    _draw_decks(site, view, (material, tone, white, yellow, painted_shade))
+    fine, middle = (
+        _displaced_texture(of, site, view) for of in (site.textures.fine, site.textures.middle)
+    )
+    textures = Textures(fine, middle, site.textures.slow)
+    radiance = reflected(material, tone, white, yellow, textures, bands)
     incidence, sky = facets.incidence[view.surface], facets.sky[view.surface]
-    radiance *= facet_light(shade, incidence, sky)[..., bands]
-    return np.asarray(radiance, dtype=np.float32)
+    radiance *= light(np.maximum(shade, painted_shade), incidence, sky)[..., bands]
+    return radiance
 
 
-def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _draw_decks(site: Site, view: View, layers: Sequence[NDArray[Any]]) -> None:
+    """Copy the painted surfaces of decks to where the view shows them."""
+    deck = site.facets.deck[view.surface]
+    for number, canvas in enumerate(site.surfaces[1:], 1):
+        at = np.nonzero(deck == number)
+        if not len(at[0]):
+            continue
+        lift, corner = view.height[at], canvas.window
+        columns = at[1] + view.window.column + 0.5 - lift * (view.shift[0] / site.grid.x_m)
+        rows = at[0] + view.window.row + 0.5 - lift * (view.shift[1] / site.grid.y_m)
+        column = np.clip(np.floor(columns).astype(np.intp) - corner.column, 0, corner.width - 1)
+        row = np.clip(np.floor(rows).astype(np.intp) - corner.row, 0, corner.height - 1)
+        painted = (canvas.material, canvas.tone, canvas.white, canvas.yellow, canvas.shade)
+        for layer, source in zip(layers, painted, strict=True):
+            layer[at] = np.asarray(source)[row, column]
+
+
+def _visible_points(site: Site, view: View) -> tuple[Float32, Float32]:
     """Return city x and y of the visible points, metres, float32 (h, w) each."""
     window, grid = view.window, site.grid
     x = (np.arange(window.width, dtype=np.float32) + np.float32(0.5 + window.column)) * grid.x_m
@@ -275,7 +206,7 @@ def _visible_points(site: Site, view: View) -> tuple[NDArray[np.float32], NDArra
     )
 
 
-def _displaced_texture(texture: NDArray[np.float32], site: Site, view: View) -> NDArray[np.float32]:
+def _displaced_texture(texture: Float32, site: Site, view: View) -> Float32:
     """Move a ground texture with the displaced surfaces; it repeats beyond its borders."""
     moved = np.flatnonzero(view.height)
     rows, columns = np.unravel_index(moved, view.height.shape)
@@ -287,15 +218,13 @@ def _displaced_texture(texture: NDArray[np.float32], site: Site, view: View) -> 
     return carried
 
 
-def _draw_windows(
-    site: Site, view: View, material: NDArray[np.uint8], tone: NDArray[np.float32]
-) -> None:
+def _draw_windows(site: Site, view: View, material: NDArray[np.uint8], tone: Float32) -> None:
     """Draw windows on the visible walls, storey by storey and bay by bay."""
     facets = site.facets
     glazed = facets.bay_m[view.surface] > 0
     index = view.surface[glazed]
     x, y = (place[glazed] for place in _visible_points(site, view))
-    start, along = facets.start[index], facets.along[index]
+    start, along = facets.side[index, 0], facets.side[index, 1]
     reach = (x - start[:, 0]) * along[:, 0] + (y - start[:, 1]) * along[:, 1]
     bay = reach / facets.bay_m[index] % 1
     level = view.height[glazed] / STOREY_M % 1
@@ -305,7 +234,7 @@ def _draw_windows(
     tone[glazed] = np.where(window, np.float32(1.2), tone[glazed])
 
 
-def _shade(site: Site, view: View) -> NDArray[np.float32]:
+def _shade(site: Site, view: View) -> Float32:
     """Return the fraction of sunlight blocked at each visible point, float32 (h, w)."""
     sun, grid = site.sun, site.grid
     x, y = _visible_points(site, view)
@@ -320,13 +249,11 @@ def _shade(site: Site, view: View) -> NDArray[np.float32]:
     leaves = sun.surface[place] >= faces
     # A crown is only roughly a ball, so it must not shade itself.
     bias = np.where(view.surface >= faces, np.float32(3), np.float32(_SHADE_BIAS_M))
-    strength = np.where(leaves, np.float32(_LEAF_SHADE), np.float32(1))
+    strength = np.where(leaves, np.float32(LEAF_SHADE), np.float32(1))
     return np.where(known & (above > bias), strength, np.float32(0))
 
 
-def _sharpened(
-    radiance: NDArray[np.float32], collect: ViewAngle, grid: Grid
-) -> NDArray[np.float32]:
+def _sharpened(radiance: Float32, collect: ViewAngle, grid: Grid) -> Float32:
     """Blur to the view's resolution, then pan-sharpen the coarser colours (Brovey)."""
     spread = _SPREAD * collect.resolution_m
     slant = np.cos(np.radians(collect.angle))
@@ -336,7 +263,12 @@ def _sharpened(
     # An oblique view has longer pixels along its direction.
     covariance = spread**2 * (np.outer(along, along) / slant + np.outer(across, across) * slant)
     scale = np.array((grid.x_m, grid.y_m))
-    kernel = _gaussian(covariance / np.outer(scale, scale))
+    covariance /= np.outer(scale, scale)
+    reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
+    place = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2), axis=-1)
+    power = np.einsum("...i,ij,...j", place, np.linalg.inv(covariance), place)
+    kernel = np.exp(-0.5 * power).astype(np.float32)
+    kernel /= kernel.sum()
     sharp = cv2.filter2D(radiance, -1, kernel, borderType=cv2.BORDER_REFLECT)
     coarse = spread * _COLOUR_PIXELS / 2
     sigmas = (float(coarse / grid.x_m), float(coarse / grid.y_m))
@@ -345,14 +277,3 @@ def _sharpened(
     ratio = brightness / np.maximum(mean, 1e-4)
     # Each band keeps part of its own detail, as better pan-sharpening methods do.
     return np.asarray(0.5 * (sharp + colours * ratio[..., None]), dtype=np.float32)
-
-
-def _gaussian(covariance: FloatArray) -> NDArray[np.float32]:
-    """Return a normalised Gaussian kernel of odd size, float32."""
-    reach = int(np.ceil(3 * np.sqrt(covariance.diagonal().max())))
-    span = np.arange(-reach, reach + 1)
-    x, y = np.meshgrid(span, span)
-    inverse = np.linalg.inv(covariance)
-    power = inverse[0, 0] * x * x + 2 * inverse[0, 1] * x * y + inverse[1, 1] * y * y
-    kernel = np.exp(-0.5 * power)
-    return np.asarray(kernel / kernel.sum(), dtype=np.float32)

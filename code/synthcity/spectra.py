@@ -10,12 +10,12 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from synthcity.plan import Float32, Rng
+
 #: Coastal, blue, green, yellow, red, red edge, near infrared 1 and 2.
 BANDS = 8
-
 #: Indices of red, green and blue among the eight bands (bands 5, 3, 2 counted from one).
 RGB_BANDS = (4, 2, 1)
-
 #: Largest count of the 11-bit sensor; 0 means "no data".
 MAX_COUNT = 2047
 
@@ -23,32 +23,11 @@ MAX_COUNT = 2047
 class Material(IntEnum):
     """Surface materials: row numbers of ``REFLECTANCE`` and ``GRAIN``."""
 
-    ASPHALT = 0
-    CONCRETE = 1
-    GRAVEL = 2
-    SOIL = 3
-    DIRT_ROAD = 4
-    LAWN = 5
-    DRY_GRASS = 6
-    CROP = 7
-    STUBBLE = 8
-    TREE = 9
-    DRY_TREE = 10
-    WATER = 11
-    POOL = 12
-    ROOF_GREY = 13
-    ROOF_BROWN = 14
-    ROOF_TILE = 15
-    ROOF_WHITE = 16
-    ROOF_METAL = 17
-    CAR_WHITE = 18
-    CAR_DARK = 19
-    CAR_RED = 20
-    CAR_BLUE = 21
-    CAR_SILVER = 22
-    GLASS = 23
-    BRICK = 24
-    STUCCO = 25
+    (
+        ASPHALT, CONCRETE, GRAVEL, SOIL, DIRT_ROAD, LAWN, DRY_GRASS, CROP, STUBBLE, TREE,
+        DRY_TREE, WATER, POOL, ROOF_GREY, ROOF_BROWN, ROOF_TILE, ROOF_WHITE, ROOF_METAL,
+        CAR_WHITE, CAR_DARK, CAR_RED, CAR_BLUE, CAR_SILVER, GLASS, BRICK, STUCCO,
+    ) = range(26)  # fmt: skip
 
 
 # Eight reflectances, then the strengths of fine (about 2 px) and middle (about 8 px) grain.
@@ -80,26 +59,19 @@ _TABLE: dict[Material, tuple[float, ...]] = {
     Material.BRICK: (0.070, 0.080, 0.100, 0.128, 0.152, 0.174, 0.200, 0.215, 0.05, 0.05),
     Material.STUCCO: (0.160, 0.190, 0.235, 0.268, 0.285, 0.300, 0.315, 0.320, 0.04, 0.05),
 }
-
 _ROWS = np.array([_TABLE[material] for material in Material], dtype=np.float32)
-
 #: float32 (materials, 8): reflectance, 0..1.
 REFLECTANCE = np.ascontiguousarray(_ROWS[:, :BANDS])
-
 #: float32 (materials, 2): relative strength of fine and of middle grain.
 GRAIN = np.ascontiguousarray(_ROWS[:, BANDS:])
-
 #: float32 (8,): white and yellow road paint, worn.
 WHITE_PAINT = np.array([0.33, 0.39, 0.43, 0.44, 0.44, 0.44, 0.44, 0.43], dtype=np.float32)
 YELLOW_PAINT = np.array([0.10, 0.14, 0.31, 0.42, 0.45, 0.46, 0.46, 0.46], dtype=np.float32)
-
 # Fraction of the light that remains in full shadow per band. It comes from the blue sky.
 _SKYLIGHT = np.array([0.46, 0.40, 0.31, 0.26, 0.23, 0.19, 0.15, 0.12], dtype=np.float32)
-
 # Counts at a reflectance of one, and counts added by haze, before the factors of a collect.
 _GAIN = np.array([2500, 2500, 2450, 2400, 2350, 2250, 2100, 1900], dtype=np.float32)
 _HAZE = np.array([170, 120, 75, 55, 40, 28, 18, 12], dtype=np.float32)
-
 # Variance of the read noise (counts squared) and of the photon noise (counts squared per count).
 _READ_NOISE = 4.0
 _PHOTON_NOISE = 0.03
@@ -107,20 +79,15 @@ _PHOTON_NOISE = 0.03
 
 @dataclass(frozen=True)
 class Sensor:
-    """Radiometry of one collect.
+    """Radiometry of one collect."""
 
-    Attributes:
-        gain: float32 (b,), counts per unit of reflectance in each of its bands.
-        haze: float32 (b,), counts added by haze.
-        shadow_per_m: (x, y), metres of shadow per metre of height; y grows southward.
-    """
-
-    gain: NDArray[np.float32]
-    haze: NDArray[np.float32]
+    gain: Float32  # float32 (b,), counts per unit of reflectance in each of its bands
+    haze: Float32  # float32 (b,), counts added by haze
+    # (x, y), metres of shadow per metre of height; y grows southward
     shadow_per_m: tuple[float, float]
 
 
-def draw_sensor(rng: np.random.Generator) -> Sensor:
+def draw_sensor(rng: Rng) -> Sensor:
     """Draw gain, haze and sun of a collect on a clear morning."""
     exposure = rng.uniform(0.85, 1.15)
     gain = _GAIN * exposure * rng.uniform(0.95, 1.05, BANDS)
@@ -134,28 +101,21 @@ def draw_sensor(rng: np.random.Generator) -> Sensor:
     )
 
 
-def light(shade: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the fraction of full light under ``shade`` (h, w), 0..1: float32 (h, w, 8)."""
-    return np.asarray(1.0 - shade[..., None] * (1.0 - _SKYLIGHT), dtype=np.float32)
-
-
-def facet_light(
-    shade: NDArray[np.float32], incidence: NDArray[np.float32], sky: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the light on tilted surfaces, relative to level ground: float32 (h, w, 8).
+def light(shade: Float32, incidence: Float32 | float = 1.0, sky: Float32 | float = 1.0) -> Float32:
+    """Return the light on surfaces, relative to level ground in the sun: float32 (h, w, 8).
 
     Args:
         shade: (h, w), blocked fraction of the sunlight.
         incidence: (h, w), sunlight on the surface relative to that on level ground.
         sky: (h, w), fraction of the sky visible from the surface.
     """
-    sun = (incidence * (1.0 - shade))[..., None]
-    return np.asarray(sky[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32)
+    sun = np.asarray(incidence * (1.0 - shade))[..., None]
+    return np.asarray(
+        np.asarray(sky)[..., None] * _SKYLIGHT + sun * (1.0 - _SKYLIGHT), dtype=np.float32
+    )
 
 
-def to_counts(
-    radiance: NDArray[np.float32], sensor: Sensor, rng: np.random.Generator
-) -> NDArray[np.uint16]:
+def to_counts(radiance: Float32, sensor: Sensor, rng: Rng) -> NDArray[np.uint16]:
     """Convert relative radiance to noisy 11-bit counts, uint16 (h, w, b), 1..2047."""
     counts = radiance * sensor.gain + sensor.haze
     spread = np.sqrt(_READ_NOISE + _PHOTON_NOISE * counts)

@@ -13,14 +13,13 @@ published list. Catalogue ids are invented, except one that readers of the data 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from synthcity.files import CityError
-from synthcity.noise import Window
-from synthcity.paint import Grid, crown_stamps
-from synthcity.plan import FloatArray
+from synthcity.noise import Grid, Window
+from synthcity.paint import crown_stamp
+from synthcity.plan import Float32, FloatArray, Rng
 from synthcity.solids import Face, Solid
 from synthcity.strokes import Crown
 
@@ -35,39 +34,28 @@ _COLLECTS = (
     (46.1, 19.5, 1.03), (47.8, 19.0, 1.13), (49.3, 18.5, 1.23), (50.9, 18.0, 1.36),
     (52.2, 17.7, 1.48), (53.4, 17.4, 1.63), (53.97, 17.4, 1.67),
 )  # fmt: skip
-
 # Two view angles share the name "nadir10". Only this id identifies the one that faces south.
 _REAL_IDS = {10.5: "1030010003993E00"}
-
 #: Number of view angles.
 VIEW_ANGLE_COUNT = len(_COLLECTS)
-
 #: Value of ``View.surface`` for bare ground.
 GROUND = -1
-
 #: Height of a crown's centre above the ground, in radii.
 CROWN_LIFT = 1.5
-
 # Vertical radius of a crown, in horizontal radii.
 _CROWN_HEIGHT = 0.8
 
 
 @dataclass(frozen=True)
 class ViewAngle:
-    """View angle of one collect.
+    """View angle of one collect."""
 
-    Attributes:
-        angle: off-nadir angle, degrees.
-        azimuth: direction from the satellite to the target, degrees clockwise from north; high
-            objects lean in this direction.
-        resolution_m: native pixel size, geometric mean of both sides, metres.
-        catalogue: catalogue id of the collect.
-    """
-
-    angle: float
+    angle: float  # off-nadir angle, degrees
+    # direction from the satellite to the target, degrees clockwise from north; high objects
+    # lean in this direction
     azimuth: float
-    resolution_m: float
-    catalogue: str = ""
+    resolution_m: float  # native pixel size, geometric mean of both sides, metres
+    catalogue: str = ""  # catalogue id of the collect
 
     @property
     def name(self) -> str:
@@ -81,7 +69,7 @@ class ViewAngle:
         return float(slope * np.sin(heading)), float(-slope * np.cos(heading))
 
 
-def make_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, ...]:
+def make_view_angles(count: int, rng: Rng) -> tuple[ViewAngle, ...]:
     """Choose ``count`` of the 27 view angles, evenly spaced by rank.
 
     Raises:
@@ -101,52 +89,45 @@ def make_view_angles(count: int, rng: np.random.Generator) -> tuple[ViewAngle, .
 
 @dataclass(frozen=True)
 class Skyline:
-    """Everything that rises above the ground of a city.
+    """Everything that rises above the ground of a city."""
 
-    Attributes:
-        faces: faces of all buildings.
-        owner: int32 (faces,), index of each face's building.
-        boxes: float64 (faces, 6), minimum x, y and height, then the maximum of each.
-        crowns: tree crowns.
-        places: float64 (crowns, 3), x, y and radius of each crown.
-    """
-
-    faces: tuple[Face, ...]
-    owner: NDArray[np.int32]
-    boxes: FloatArray
-    crowns: tuple[Crown, ...]
-    places: FloatArray
+    faces: tuple[Face, ...]  # faces of all buildings, then those of bridges
+    normals: FloatArray  # float64 (faces, 3), their normals
+    owner: NDArray[np.int32]  # int32 (faces,), index of each face's building, -1 for bridges
+    boxes: FloatArray  # float64 (faces, 6), minimum x, y and height, then the maximum of each
+    crowns: tuple[Crown, ...]  # tree crowns
+    places: FloatArray  # float64 (crowns, 3), x, y and radius of each crown
 
 
-def skyline_of(solids: Sequence[Solid], crowns: Sequence[Crown]) -> Skyline:
-    """Collect the faces of all buildings and the crowns."""
+def skyline_of(
+    solids: Sequence[Solid], crowns: Sequence[Crown], bridges: Sequence[Face] = ()
+) -> Skyline:
+    """Collect the faces of all buildings and bridges, and the crowns."""
     faces = [surface for solid in solids for surface in solid.faces]
-    owner = np.repeat(np.arange(len(solids)), [len(solid.faces) for solid in solids])
-    boxes = np.array(
-        [(*f.rings[0].min(axis=0), *f.rings[0].max(axis=0)) for f in faces], dtype=np.float64
-    ).reshape(-1, 6)
-    places = np.array([(c.x, c.y, c.radius) for c in crowns], dtype=np.float64).reshape(-1, 3)
-    return Skyline(tuple(faces), owner.astype(np.int32), boxes, tuple(crowns), places)
+    owner = [i for i, solid in enumerate(solids) for _ in solid.faces] + [-1] * len(bridges)
+    faces += bridges
+    boxes = [(*f.rings[0].min(axis=0), *f.rings[0].max(axis=0)) for f in faces]
+    return Skyline(
+        tuple(faces),
+        np.array([f.normal for f in faces], dtype=np.float64).reshape(-1, 3),
+        np.array(owner, dtype=np.int32),
+        np.array(boxes, dtype=np.float64).reshape(-1, 6),
+        tuple(crowns),
+        np.array([(c.x, c.y, c.radius) for c in crowns], dtype=np.float64).reshape(-1, 3),
+    )
 
 
 @dataclass(frozen=True)
 class View:
-    """Visible surfaces of a window; all arrays are (h, w).
+    """Visible surfaces of a window; all arrays are (h, w)."""
 
-    Attributes:
-        window: the rendered pixels.
-        shift: (x, y), displacement on the ground per metre of height, metres.
-        height: float32, height of the visible surface above ground, metres.
-        surface: int32, index of the visible face; or the number of faces plus the index of the
-            visible crown; or ``GROUND``.
-        tone: float32, brightness of leaves; 1 elsewhere.
-    """
-
-    window: Window
-    shift: tuple[float, float]
-    height: NDArray[np.float32]
+    window: Window  # the rendered pixels
+    shift: tuple[float, float]  # (x, y), displacement on the ground per metre of height, metres
+    height: Float32  # float32, height of the visible surface above ground, metres
+    # int32, index of the visible face; or the number of faces plus the index of the visible
+    # crown; or ``GROUND``
     surface: NDArray[np.int32]
-    tone: NDArray[np.float32]
+    tone: Float32  # float32, brightness of leaves; 1 elsewhere
 
 
 def render_view(skyline: Skyline, window: Window, grid: Grid, shift: tuple[float, float]) -> View:
@@ -181,10 +162,10 @@ def _faces_in(
     if not skyline.faces:
         return np.empty(0, dtype=np.intp)
     low, high = skyline.boxes[:, :3], skyline.boxes[:, 3:]
-    normals = np.array([f.normal for f in skyline.faces])
+    normals = skyline.normals
     # The direction to the viewer is (-shift, 1).
     hits = normals[:, 2] - normals[:, :2] @ shift > 1e-6
-    edges = window.metres(grid.x_m, grid.y_m)
+    edges = window.metres(grid)
     for axis in (0, 1):
         moved = np.stack([low[:, 2], high[:, 2]]) * shift[axis]
         hits &= low[:, axis] + moved.min(axis=0) < edges[2 + axis]
@@ -199,7 +180,7 @@ def _crowns_in(
 ) -> NDArray[np.intp]:
     x, y, radius = skyline.places.T
     reach = 3.0 * radius
-    x0, y0, x1, y1 = window.metres(grid.x_m, grid.y_m)
+    x0, y0, x1, y1 = window.metres(grid)
     x, y = (place + CROWN_LIFT * radius * by for place, by in zip((x, y), shift, strict=True))
     return np.flatnonzero((x + reach > x0) & (x - reach < x1) & (y + reach > y0) & (y - reach < y1))
 
@@ -255,25 +236,14 @@ def coverage(rings: Sequence[FloatArray], x: FloatArray, y: FloatArray) -> NDArr
 
 def _draw_crown(view: View, crown: Crown, index: int, grid: Grid) -> None:
     """Draw a crown as a ball, elongated along the displacement."""
-    stamp = crown_stamps()[crown.variant]
-    window, shift = view.window, view.shift
+    shift = view.shift
     slant = float(np.hypot(*shift))
-    lengthened = np.sqrt(1 + (_CROWN_HEIGHT * slant) ** 2) - 1
-    stretch = 1 + lengthened * np.abs(shift) / max(slant, 1e-9)
-    across = max(3, round(2.6 * crown.radius * stretch[0] / grid.x_m))
-    down = max(3, round(2.6 * crown.radius * stretch[1] / grid.y_m))
+    lengthened = float(np.sqrt(1 + (_CROWN_HEIGHT * slant) ** 2) - 1) / max(slant, 1e-9)
+    stretch = 1 + lengthened * abs(shift[0]), 1 + lengthened * abs(shift[1])
     lift = CROWN_LIFT * crown.radius
-    left = round((crown.x + lift * shift[0]) / grid.x_m - across / 2) - window.column
-    top = round((crown.y + lift * shift[1]) / grid.y_m - down / 2) - window.row
-    rows = slice(max(0, top), min(window.height, top + down))
-    columns = slice(max(0, left), min(window.width, left + across))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return
-    part = cv2.resize(stamp, (across, down), interpolation=cv2.INTER_AREA)
-    part = part[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    x = (np.arange(columns.start, columns.stop) + 0.5 - left) / across * 2.6 - 1.3
-    y = (np.arange(rows.start, rows.stop) + 0.5 - top) / down * 2.6 - 1.3
-    dome = np.sqrt(np.clip(1 - x[None, :] ** 2 - y[:, None] ** 2, 0, 1))
+    place = crown.x + lift * shift[0], crown.y + lift * shift[1]
+    rows, columns, part = crown_stamp(crown, place, view.window, grid, stretch)
+    dome = np.sqrt(np.clip(1 - part[..., 2] ** 2 - part[..., 3] ** 2, 0, 1))
     height = (lift + _CROWN_HEIGHT * crown.radius * dome).astype(np.float32)
     nearest = view.height[rows, columns]
     shows = (part[..., 0] > 0.5) & (height > nearest)

@@ -19,8 +19,7 @@ import shapely
 from numpy.typing import NDArray
 
 from satmap.submissions.roads_csv import RoadRow
-from synthcity.network import make_edges
-from synthcity.plan import make_plan
+from synthcity.network import make_roads
 
 #: Metres per pixel of the official scorer, along both axes.
 METRES_PER_PIXEL = 0.31
@@ -104,9 +103,9 @@ def _city(size: int, rng: np.random.Generator) -> list[shapely.LineString]:
     """Cut a window from a synthetic city; bridges over a motorway become junctions."""
     side = 2.2 * size * METRES_PER_PIXEL
     corner = rng.uniform(0, 1.2, 2) * size
-    edges = make_edges(make_plan(side, side, None, rng), rng)
     return [
-        shapely.transform(edge.line, lambda xy: xy / METRES_PER_PIXEL - corner) for edge in edges
+        shapely.transform(edge.line, lambda xy: xy / METRES_PER_PIXEL - corner)
+        for edge in make_roads(side, side, rng)
     ]
 
 

@@ -24,9 +24,8 @@ from satmap.tasks.roads.vectorizer.vectorize_roads import vectorize_roads
 from satmap.vectors.georeference import Georeference, metres_per_degree
 from satmap.vectors.road_graph import line_length_m
 from synthcity.labels import chip_roads
-from synthcity.network import make_edges
-from synthcity.plan import make_plan
-from synthcity.survey import Survey
+from synthcity.network import make_roads
+from synthcity.survey import chip_block
 
 # Grid of SpaceNet's Las Vegas chips: degrees per pixel, pixels per side, a corner of four chips.
 _PIXEL_DEG, _SIZE = 2.7e-6, 1300
@@ -81,14 +80,14 @@ def of_labels(
 def made_city(seed: int, chips: int = 4, size: int = 1300) -> Iterator[RoundTrip]:
     """Yield the chips of a synthetic city, without images."""
     rng = np.random.default_rng(seed)
-    survey = Survey(chips, 0, size, int(np.ceil(np.sqrt(chips))), -115.2, False)
-    edges = tuple(make_edges(make_plan(*survey.extent, None, rng), rng))
+    block = chip_block(chips, 0, size, -115.2, mirrored=False)
+    edges = make_roads(block.width, block.height, rng)
     tree = STRtree([edge.line for edge in edges])
-    scale = (survey.grid.x_m, survey.grid.y_m)
-    for number in survey.numbers():
-        roads = chip_roads(edges, tree, survey, number)
+    for tile in block.tiles:
+        scale = (tile.grid.x_m, tile.grid.y_m)
+        roads = chip_roads(edges, tree, tile)
         labels = [RoadLabel(road.line, road.edge.speed_mph) for road in roads]
-        yield of_labels(f"city {seed} chip {number}", labels, (size, size), scale)
+        yield of_labels(f"city {seed} chip {tile.name}", labels, (size, size), scale)
 
 
 def labelled_chips(directory: Path) -> Iterator[RoundTrip]:

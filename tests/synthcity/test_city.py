@@ -20,8 +20,8 @@ from shapely import LineString, from_wkt
 import synthcity
 from satmap.vectors.speeds import MPS_PER_MPH, class_speed_mph
 from synthcity import CityError, make_city
-from synthcity.noise import Window
-from synthcity.paint import Grid, paint
+from synthcity.noise import Grid, Window
+from synthcity.paint import paint
 from synthcity.spectra import Material, draw_sensor
 from synthcity.strokes import Fill, rectangle, scene_of
 
@@ -229,7 +229,7 @@ def test_labels_lie_on_asphalt_and_not_beside_it(city: Path) -> None:
     on_road, off_road = np.concatenate(on), np.concatenate(beside)
     # Trees overhang some of it; the rest is bare.
     assert np.nanmean(on_road < 0.1) > 0.8
-    assert 0.003 < np.nanmean(on_road > 0.35) < 0.25
+    assert 0.001 < np.nanmean(on_road > 0.35) < 0.25
     assert np.nanmean(off_road < 0.1) < 0.6
 
 
@@ -280,9 +280,12 @@ def test_a_stroke_is_painted_at_its_position() -> None:
 
 def test_vegetation_is_green_only_in_the_infrared(city: Path) -> None:
     """In the road-free park chip, trees and lawn have a red edge and the pond is dark."""
-    (empty,) = {row.image for row in read_csv(city / TRAIN / CSV) if row.line.is_empty}
-    assert features(city, int(empty.rpartition("chip")[2])) == []
-    counts = pixels(chip_path(city, int(empty.rpartition("chip")[2])))
+    numbers = [int(row.image.rpartition("chip")[2]) for row in read_csv(city / TRAIN / CSV)
+               if row.line.is_empty]  # fmt: skip
+    assert 0 < len(numbers) < CHIPS / 2
+    assert all(features(city, number) == [] for number in numbers)
+    images = [pixels(chip_path(city, number)) for number in numbers]
+    counts = max(images, key=lambda image: (ndvi(image) < -0.2).mean())
     green = ndvi(counts)
     assert (green > 0.35).mean() > 0.3
     water = green < -0.2
@@ -302,8 +305,8 @@ def test_csv_and_geojson_have_the_same_lengths_and_speeds(city: Path) -> None:
         for row, feature, line in pairs:
             properties = feature["properties"]
             assert set(properties) == {
-                "highway", "lanes", "surface", "bridge", "inferred_speed_mph",
-                "inferred_speed_mps",
+                "highway", "lanes", "surface", "bridge", "bridge_type", "layer", "tunnel",
+                "inferred_speed_mph", "inferred_speed_mps",
             }  # fmt: skip
             mph = class_speed_mph(
                 properties["highway"], int(properties["lanes"]), properties["surface"] == "paved"
@@ -340,16 +343,15 @@ def test_roads_meet_in_nodes_except_at_overpasses(city: Path) -> None:
         for (one, a), (two, b) in combinations(roads, 2):
             if not one.intersects(two):
                 continue
-            if a["bridge"] == "yes" and b["highway"] == "motorway":
-                overpasses += one.crosses(two)
-            elif b["bridge"] == "yes" and a["highway"] == "motorway":
-                overpasses += two.crosses(one)
-            else:
+            meeting = one.intersection(two)
+            # Roads that meet share an end within the rounding to two decimals.
+            if meeting.distance(one.boundary) < 0.05 and meeting.distance(two.boundary) < 0.05:
                 junctions += 1
-                # They share an end within the rounding to two decimals.
-                meeting = one.intersection(two)
-                assert meeting.distance(one.boundary) < 0.05
-                assert meeting.distance(two.boundary) < 0.05
+            else:
+                overpasses += 1
+                assert a["layer"] != b["layer"]
+                above = max(a, b, key=lambda road: int(road["layer"]))
+                assert above["bridge"] == "yes" and above["bridge_type"] == "1"
     assert overpasses >= 2
     assert junctions >= 10
 

@@ -1,7 +1,6 @@
 """Synthetic city of buildings: geometry of oblique views, layouts and labels."""
 
 import csv
-import hashlib
 import json
 import re
 from itertools import pairwise
@@ -30,14 +29,13 @@ from satmap.submissions.buildings_csv import (
     write_buildings_csv,
 )
 from satmap.vectors.georeference import georeference_of
-from synthcity import BuildingLayout, CityError, make_building_city, make_city
-from synthcity.city import Land, Town, make_town
+from synthcity import BuildingLayout, CityError, make_building_city
+from synthcity.city import City, Land, build_city
 from synthcity.files import write_jpeg, write_tiff
-from synthcity.footprints import Footprint, coco, hidden
-from synthcity.noise import Window
+from synthcity.labels import Footprint, coco, hidden
+from synthcity.noise import Grid, Window
 from synthcity.oblique import RenderedImage, Site, render_image
-from synthcity.paint import Grid
-from synthcity.solids import Cladding, Solid, flat_block, gabled_block, hipped_block
+from synthcity.solids import Cladding, Solid, flat_block, pitched_block
 from synthcity.spectra import RGB_BANDS, Material, draw_sensor
 from synthcity.strokes import Fill, scene_of
 from synthcity.views import (
@@ -56,6 +54,8 @@ PIXEL_M = 0.5
 GRID = Grid(PIXEL_M, PIXEL_M)
 CLADDING = Cladding(Material.STUCCO, 1.0, Material.ROOF_GREY, 1.0)
 SIZE = 192
+# GEOS warns of underflow near zero.
+COORDINATE = st.floats(0, 9).map(lambda value: round(value, 6))
 SOLUTIONS = "train/AOI_99_Made_Train/summaryData/AOI_99_Made_Train_Building_Solutions.csv"
 
 
@@ -83,8 +83,8 @@ def challenge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def town() -> Town:
-    return make_town(Land(450.0, 450.0, None, (0.3, -1.4)), np.random.default_rng(1))
+def town() -> City:
+    return build_city(Land(450.0, 450.0, None, (0.3, -1.4)), np.random.default_rng(1))
 
 
 def skyline(*solids: Solid) -> Skyline:
@@ -100,7 +100,7 @@ def toward(angle: float, azimuth: float) -> ViewAngle:
 
 
 def roof_of(view: View, line: Skyline) -> NDArray[np.bool_]:
-    roofs = np.array([*(not f.is_wall for f in line.faces), False])
+    roofs = np.append(np.abs(line.normals[:, 2]) > 1e-6, False)
     return np.asarray(roofs[view.surface])
 
 
@@ -108,7 +108,8 @@ def site_of(*solids: Solid, sun: tuple[float, float] = (0.0, -1.0), size: int = 
     meadow = Fill(
         np.array(((-500.0, -500), (500, -500), (500, 500), (-500, 500))), Material.CONCRETE
     )
-    return Site.of(scene_of([meadow]), skyline(*solids), Window(0, 0, size, size), GRID, sun, 7)
+    city = City((), solids, (), (), (scene_of([meadow]),), sun, 7)
+    return Site.of(city, Window(0, 0, size, size), GRID)
 
 
 def shoot(site: Site, collect: ViewAngle) -> RenderedImage:
@@ -223,7 +224,7 @@ def test_views_agree_with_marching_down_the_line_of_sight(
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=3, max_size=7, unique=True))
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=3, max_size=7, unique=True))
 def test_coverage_is_that_of_the_polygon(corners: list[tuple[float, float]]) -> None:
     hull = shapely.MultiPoint(corners).convex_hull
     if hull.geom_type != "Polygon" or hull.area < 0.1:
@@ -238,10 +239,10 @@ def test_coverage_is_that_of_the_polygon(corners: list[tuple[float, float]]) -> 
     assert (covered == shapely.contains_xy(shape, x, y))[off_edges].all()
 
 
-@pytest.mark.parametrize("roofed", [gabled_block, hipped_block])
-def test_pitched_roofs_are_closed_and_have_the_given_height(roofed: Any) -> None:
+@pytest.mark.parametrize("hipped", [False, True])
+def test_pitched_roofs_are_closed_and_have_the_given_height(hipped: bool) -> None:
     body = np.array(((10.0, 10), (30, 10), (30, 20), (10, 20)))
-    solid = roofed(body, 4.0, 3.0, CLADDING)
+    solid = pitched_block(body, 4.0, 3.0, CLADDING, hipped=hipped)
     assert solid.height == 7
     line = skyline(solid)
     above = render_view(line, Window(0, 0, 80, 60), GRID, (0.0, 0.0))
@@ -251,7 +252,7 @@ def test_pitched_roofs_are_closed_and_have_the_given_height(roofed: Any) -> None
     assert above.height[29:31, 40] == pytest.approx((7 - 0.15, 7 - 0.15))
     assert above.height[20, 40] == pytest.approx(4 + 3 * 0.25 / 5)
     gable = above.height[30, 20]
-    assert gable > 6.5 if roofed is gabled_block else gable < 4.5
+    assert gable < 4.5 if hipped else gable > 6.5
     # Normals point outward: all faces together enclose the volume (divergence theorem).
     volume = 0.0
     for face in solid.faces:
@@ -259,7 +260,7 @@ def test_pitched_roofs_are_closed_and_have_the_given_height(roofed: Any) -> None
         for one, other in pairwise(ring[1:]):
             volume += float(np.dot(ring[0], np.cross(one, other))) / 6
     full = 20 * 10 * 4
-    prism = 20 * 10 * 3 / 2 if roofed is gabled_block else 3 * 10 / 6 * (2 * 20 + 12)
+    prism = 3 * 10 / 6 * (2 * 20 + 12) if hipped else 20 * 10 * 3 / 2
     expected = full + prism
     # The floor has no face, but it lies at height 0 and adds nothing.
     assert abs(volume) == pytest.approx(expected, rel=0.03)
@@ -329,7 +330,7 @@ def test_a_tower_hides_the_building_behind_it() -> None:
 # --- buildings of the city ------------------------------------------------------------------------
 
 
-def test_buildings_differ_touch_and_do_not_overlap(town: Town) -> None:
+def test_buildings_differ_touch_and_do_not_overlap(town: City) -> None:
     shapes = np.array([solid.footprint for solid in town.solids])
     assert shapely.is_valid(shapes).all()
     pairs = STRtree(shapes).query(shapes, predicate="intersects").T
@@ -346,7 +347,7 @@ def test_buildings_differ_touch_and_do_not_overlap(town: Town) -> None:
 
 
 def test_some_buildings_have_courtyards() -> None:
-    made = make_town(Land(300.0, 300.0, None, (0.3, -1.4)), np.random.default_rng(2))
+    made = build_city(Land(300.0, 300.0, None, (0.3, -1.4)), np.random.default_rng(2))
     assert any(solid.footprint.interiors for solid in made.solids)
 
 
@@ -588,25 +589,6 @@ def test_seeds_reproduce_every_byte(tmp_path: Path) -> None:
     assert not set(one.values()) & set(other.values())
 
 
-def test_the_city_of_roads_has_not_changed(tmp_path: Path) -> None:
-    make_city(tmp_path, chips=2, test_chips=1, seed=5, size=96)
-    hashes = {
-        path.name.rsplit("_", 1)[-1]: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in tmp_path.rglob("*.[cg]*")
-        if path.is_file()
-    }
-    assert hashes == {
-        "truth.csv": "bc04516f40e0ef0e",
-        "simp.csv": "e0db99df943c6de6",
-        "chip0.geojson": "a9335621136de57d",
-        "chip1.geojson": "d288a4af4fd0f856",
-    }
-    (path,) = tmp_path.rglob("*PS-MS_chip0.tif")
-    means = pixels(path).mean(axis=(1, 2))
-    expected = (490.373, 465.688, 454.209, 441.79, 427.73, 397.686, 366.923, 348.853)
-    assert means == pytest.approx(expected, abs=2e-3)
-
-
 def test_images_of_another_city_are_not_mixed_in(vertical: Path) -> None:
     with pytest.raises(CityError, match="another city"):
         make_building_city(vertical, BuildingLayout.SPACENET2, chips=1, test_chips=0, size=64)
@@ -631,6 +613,10 @@ def test_the_command_makes_cities_in_any_layout(
         main(["make-city", str(tmp_path / "a"), "--layout", "spacenet4", "--looks", "1", *small])
     assert done.value.code in (0, None)
     assert len([*(tmp_path / "a").rglob("*.tif")]) == 1
+    with pytest.raises(SystemExit) as done:
+        main(["make-city", str(tmp_path / "c"), "--layout", "coco", "--overpasses", "many", *small])
+    assert done.value.code in (0, None)
+    assert len([*(tmp_path / "c").rglob("*.jpg")]) == 1
     with pytest.raises(SystemExit) as refused:
         main(["make-city", str(tmp_path / "b"), "--layout", "coco", "--looks", "1", *small])
     assert refused.value.code == 1

@@ -152,6 +152,13 @@ def add_make_city(commands: Commands) -> None:
         "number of view angles per tile, for spacenet4 (default: all 27)",
         dest="view_angles",
     )
+    city.add_argument(
+        "--overpasses",
+        choices=("none", "few", "many"),
+        default="few",
+        help="roads on different levels; few: bridges over a motorway; many: also cloverleaves, "
+        "viaducts, tunnels, railway bridges and footbridges (default: %(default)s)",
+    )
     city.value("--seed", int, "seed of the random city (default: %(default)s)", default=0)
 
 
@@ -165,12 +172,13 @@ def _make_city(options: argparse.Namespace) -> int:
     Examples:
       satmap make-city city
       satmap make-city city --layout spacenet4 --looks 3 --size 256 --chips 8
+      satmap make-city city --overpasses many
     """
     from synthcity import BuildingLayout, CityError, make_building_city, make_city
 
     given = {
         key: value
-        for key in ("chips", "test_chips", "size", "view_angles")
+        for key in ("chips", "test_chips", "size", "view_angles", "overpasses")
         if (value := getattr(options, key)) is not None
     }
     if "view_angles" in given and options.layout != BuildingLayout.SPACENET4:
