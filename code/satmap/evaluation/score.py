@@ -118,8 +118,9 @@ def score_files(
     if (with_crossings or with_topo) and not _have_roads(*files, kinds):
         both_vectors = kinds == (Format.VECTORS, Format.VECTORS)
         what = "holds buildings" if both_vectors else f"is {kinds[0]}"
+        option = "--crossings" if with_crossings else "--topo"
         raise SatmapError(
-            f"{'--crossings' if with_crossings else '--topo'} is for roads, but {truth} {what}. Compare CSV or vector files of roads; "
+            f"{option} is for roads, but {truth} {what}. Compare CSV or vector files of roads; "
             "`satmap predict --export` writes them."
         )
     match kinds:
