@@ -148,7 +148,7 @@ class TreeTask(InstanceTask):
         return {"f1": 2 * total.tp / max(2 * total.tp + total.fp + total.fn, 1)}
 
     def predict_window(self, network: nn.Module, pixels: Tensor, category: str | None) -> Points:
-        outputs = network(pixels[None].float() / 255 - 0.5)[0].sigmoid()
+        outputs = network(pixels[None].float() / 255 - 0.5)[0].float().sigmoid()
         y, x = torch.nonzero(outputs[0] > 0.1, as_tuple=True)
         at = outputs[:, y, x]
         found = torch.stack([(x + at[1]) * CELL, (y + at[2]) * CELL, at[0]], 1)

@@ -217,7 +217,7 @@ def test_matches_equal_the_best_of_all_assignments(truth: Crossings, proposal: C
         for swap in ([0, 1], [1, 0]):
             turn = np.abs(truth.directions[t] - proposal.directions[p][swap])
             ways.append(np.degrees(np.minimum(turn, math.pi - turn)))
-        if distance > PLACE_M or min(ways, key=sum).max() > ANGLE_DEG:
+        if distance > PLACE_M or min(ways, key=max).max() > ANGLE_DEG:
             return None
         return float(distance / PLACE_M + truth.borderline[t] + proposal.borderline[p])
 

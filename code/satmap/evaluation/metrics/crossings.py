@@ -184,7 +184,8 @@ def match_crossings(
             _turn(truth.directions[t], proposal.directions[p][:, order])
             for order in ([0, 1], [1, 0])
         )
-        is_swapped = swapped.sum(axis=1) < straight.sum(axis=1)
+        # Not by the sums: they are equal if one crossing's angle lies within the other's.
+        is_swapped = swapped.max(axis=1) < straight.max(axis=1)
         turned = np.where(is_swapped[:, None], swapped, straight)
         alike = turned.max(axis=1) <= np.radians(ANGLE_DEG)
         t, p, distance, is_swapped = (each[alike] for each in (t, p, distance, is_swapped))
