@@ -49,6 +49,9 @@ VARIANTS: dict[str, tuple[_Change, _Change, _Change]] = {
     "with a loss on features": ({}, {}, {"features": 0.1}),
     "with recall": ({}, {}, {"recall": 0.5}),
     "mostly cross entropy": ({}, {}, {"dice": 0.2}),
+    "EfficientNet-Lite2": ({}, {"encoder": "efficientnet_lite2"}, {}),
+    # About as many pixels per step.
+    "four crops of 384 pixels": ({}, {"stages": [{"crop": 384, "batch": 4}]}, {}),
 }
 
 
@@ -104,7 +107,9 @@ def _score(options: argparse.Namespace, variant: str, seed: int) -> dict[str, fl
 def _recipe(variant: str, seed: int) -> Recipe:
     content = _shipped("starter-roads")
     changed, of_member, of_road = VARIANTS[variant]
-    member = content["members"][0] | {"fold": None} | of_member
+    member = content["members"][0]
+    stage = member["stages"][0] | of_member.get("stages", [{}])[0]
+    member = member | {"fold": None} | of_member | {"stages": [stage]}
     member["losses"] = {**member["losses"], "road": member["losses"]["road"] | of_road}
     content |= changed
     if variant == "reference":

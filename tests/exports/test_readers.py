@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import struct
 import xml.etree.ElementTree as ET
 import zipfile
 from dataclasses import replace
@@ -146,6 +147,22 @@ def test_geoparquet_metadata(tmp_path: Path) -> None:
     column = about["columns"]["geometry"]
     assert (column["encoding"], column["geometry_types"]) == ("WKB", ["LineString"])
     assert column["crs"]["id"] == {"authority": "EPSG", "code": 32631}
+
+
+def test_one_open_ring_does_not_spoil_a_label_file(tmp_path: Path) -> None:
+    path = built(tmp_path, ".parquet")
+    found = pyarrow.parquet.read_table(path)
+    # A triangle whose ring lacks its last point, and a ring of a single point.
+    corners = [(0.0, 0.0), (9.0, 0.0), (9.0, 9.0)]
+    broken = [
+        struct.pack("<BIII", 1, 3, 1, len(points)) + np.array(points).tobytes()
+        for points in (corners, corners[:1])
+    ]
+    number = found.column_names.index("geometry")
+    changed = found.set_column(number, "geometry", pyarrow.array(broken))
+    pyarrow.parquet.write_table(pyarrow.concat_tables([found, changed]), path)
+    shapes = read_label_file(path, "polygons").shapes
+    assert sorted(shapely.area(shapes)) == pytest.approx([40.5, 50, 275], rel=1e-3)
 
 
 def test_zipped_shapefiles(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _read_parquet(path: Path) -> VectorLabels:
         column = described["primary_column"]
         # Without a reference system, GeoParquet is in longitude and latitude.
         crs = described["columns"][column].get("crs", "unset")
-        shapes = shapely.from_wkb(np.array(table.column(column).to_pylist(), object))
+        shapes = _from_wkb(np.array(table.column(column).to_pylist(), object))
         rows = table.drop_columns([column]).to_pylist()
     except Exception as error:
         raise SatmapError(
@@ -250,7 +250,7 @@ def _read_layers(
             meta, _, geometry, columns = pyogrio.raw.read(source, layer=name)
             if geometry is None or not len(geometry):
                 continue
-            shapes += shapely.from_wkb(geometry).tolist()
+            shapes += _from_wkb(geometry).tolist()
             names = list(meta["fields"])
             if is_shapefile:
                 names = [_FULL_NAMES.get(name, name) for name in names]
@@ -273,6 +273,12 @@ def _read_layers(
             "with `ogr2ogr OUT.gpkg IN LAYER`."
         )
     return _labels(path, shapes, rows, _usable(path, systems.pop() if systems else LON_LAT))
+
+
+def _from_wkb(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Return shapes; open rings are closed, and what has no two points becomes None."""
+    shapes: NDArray[np.object_] = shapely.from_wkb(geometry, on_invalid="fix")
+    return shapes
 
 
 def _plain(row: dict[str, Any], is_osm: bool) -> dict[str, Any]:
