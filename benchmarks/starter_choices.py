@@ -114,7 +114,7 @@ def _recipe(variant: str, seed: int) -> Recipe:
     content |= changed
     if variant == "reference":
         member, content = _reference(content)
-    content |= {"name": variant.replace(" ", "-"), "seed": seed, "members": [member]}
+    content |= {"name": variant.lower().replace(" ", "-"), "seed": seed, "members": [member]}
     return parse_recipe(yaml.safe_dump(content), variant)
 
 
