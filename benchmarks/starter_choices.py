@@ -11,6 +11,7 @@ command goes on where it stopped; then it prints the means, and the paired diffe
 
 import argparse
 import json
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -52,7 +53,11 @@ VARIANTS: dict[str, tuple[_Change, _Change, _Change]] = {
     "EfficientNet-Lite2": ({}, {"encoder": "efficientnet_lite2"}, {}),
     # About as many pixels per step.
     "four crops of 384 pixels": ({}, {"stages": [{"crop": 384, "batch": 4}]}, {}),
+    "half of the chips": ({}, {}, {}),
+    "a quarter of the chips": ({}, {}, {}),
 }
+# The network learns from every n-th chip.
+_EVERY = {"half of the chips": 2, "a quarter of the chips": 4}
 
 
 def main() -> None:
@@ -92,7 +97,10 @@ def _score(options: argparse.Namespace, variant: str, seed: int) -> dict[str, fl
         return found
     task = task_of(_recipe(variant, seed))
     training, held_out = _chips(options.data, options.work, task)
+    training = training[:: _EVERY.get(variant, 1)]
     weights = options.work / "weights" / name
+    # What a killed run has left would be resumed, and its time not counted.
+    shutil.rmtree(weights, ignore_errors=True)
     network, steps, seconds = train_for(task, training, weights, options.seconds)
     context = RunContext(options.work / "scores", torch.device("cpu"))
     found = {**validate(network, task, held_out, context), "steps": steps, "seconds": seconds}
