@@ -176,11 +176,11 @@ def _open(model: Path | bytes) -> onnxruntime.InferenceSession:
 
 def _session(path: Path, image: NDArray[np.uint8]) -> Run:
     session = _open(path)
-    return lambda: session.run(None, {INPUT: image})[0]  # type: ignore[no-any-return]
+    return lambda: session.run(None, {INPUT: image})[0]
 
 
 def _openvino(path: Path, image: NDArray[np.uint8], precision: str) -> Run:
-    import openvino
+    import openvino  # type: ignore[import-not-found]
 
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,

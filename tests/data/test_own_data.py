@@ -28,7 +28,7 @@ from satmap.data.hold_out import held_out_sites
 from satmap.data.inventory import Inventory
 from satmap.data.own_chips import find_own_chips
 from satmap.data.own_data import OwnData
-from satmap.data.own_labels import level_of, read_own_shapes, width_m
+from satmap.data.own_labels import read_own_shapes, width_m
 from satmap.data.sources import Source
 from satmap.errors import SatmapError
 from satmap.evaluation.check import check_files
@@ -45,6 +45,7 @@ from satmap.tasks.losses import IGNORED_BIT
 from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS
 from satmap.training.run_context import RunContext
 from satmap.training.train_ensemble import TrainingOptions, train
+from satmap.vectors.levels import road_level
 from satmap.weights.members import find_weights
 from synthetic_blocks import maps_of_labels
 from tiny_trainings import TWO_STAGE_MEMBER, road_recipe
@@ -153,7 +154,7 @@ def test_vector_labels_on_a_large_image(tmp_path: Path) -> None:
     first = label_of(inventory)
     assert first.speeds_mph == (45.0,)
     assert first.widths_m == (9.0,)
-    assert first.levels == (1,)
+    assert first.levels == (1.0,)
     assert first.ignored[:, :100].all()
     assert not first.ignored[:, 100:].any()
     # The line ends where the image begins, and continues beyond the chip.
@@ -448,7 +449,7 @@ def test_widths(text: str | None, metres: float | None) -> None:
     ],
 )  # fmt: skip
 def test_levels_of_bridges_and_tunnels(properties: dict[str, object], level: int) -> None:
-    assert level_of(properties) == level
+    assert road_level(properties) == level
 
 
 def test_one_large_image_without_position_is_held_out_in_blocks(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely import Point, STRtree, from_wkt
 
-from satmap.data.own_labels import level_of
+from satmap.vectors.levels import road_level
 from synthcity import CityError, make_city
 from synthcity.city import City, Land, build_city
 from synthcity.network import Edge, make_edges
@@ -127,7 +127,7 @@ def test_labels_say_what_is_a_bridge_or_a_tunnel(tmp_path: Path) -> None:
             assert properties["bridge"] == ("yes" if layer > 0 else "no")
             assert properties["bridge_type"] == ("1" if layer > 0 else "2")
             assert properties["tunnel"] == ("yes" if layer < 0 else "no")
-            assert level_of(properties) == layer
+            assert road_level(properties) == layer
             tunnels += layer < 0
         for i, j in STRtree(lines).query(lines, predicate="crosses").T:
             place = lines[i].intersection(lines[j])

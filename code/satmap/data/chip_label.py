@@ -41,7 +41,7 @@ class ChipLabel:
     metres_per_pixel: tuple[float, float] | None
     speeds_mph: tuple[float, ...] = ()
     widths_m: tuple[float, ...] = ()
-    levels: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the label, atomically.

@@ -25,6 +25,7 @@ from satmap.io.text import listing, printable
 from satmap.io.walk import walk
 from satmap.rasters.scene import Box
 from satmap.vectors.georeference import Georeference
+from satmap.vectors.levels import road_level
 from satmap.vectors.speeds import label_speed_mph
 
 # A polygon of which this share lies in one of another file is the same building again.
@@ -40,11 +41,6 @@ _WIDTH = re.compile(r"(\d+(?:\.\d+)?)\s*(m|ft|')?")
 _METRES = {"m": 1.0, "ft": 0.3048, "'": 0.3048}
 _WIDEST_M = 100.0
 
-_LAYER = re.compile(r"([-+]?[0-5])(\.0+)?")
-# Values of ``bridge`` and ``tunnel`` that mean no, also as other software writes them.
-_NO = ("no", "0", "False", "false", "", "None")
-
-
 Shapes = NDArray[np.object_]
 
 
@@ -57,7 +53,8 @@ class OwnShapes:
         shapes: LineStrings or Polygons in longitude and latitude, (n,).
         speeds_mph: of each line; 0 for polygons.
         widths_m: of each line, NaN if not stated.
-        levels: vertical order of each line, as :func:`level_of` returns it; 0 for polygons.
+        levels: vertical order of each line, from :func:`satmap.vectors.levels.road_level`; 0 for
+            polygons.
         faults: error message by name, for files that cannot be read.
         systems: number of different reference systems of the files.
         repeated: number of objects that other files hold as well, or parts of one object.
@@ -67,7 +64,7 @@ class OwnShapes:
     shapes: Shapes
     speeds_mph: NDArray[np.float64]
     widths_m: NDArray[np.float64]
-    levels: NDArray[np.int64]
+    levels: NDArray[np.float64]
     faults: Mapping[str, str]
     systems: int = 1
     repeated: int = 0
@@ -164,7 +161,7 @@ def read_own_shapes(files: Sequence[Path], kind: Kind) -> OwnShapes:
         known, kept = _once(known, np.array(numbers), kind)
     speeds = [label_speed_mph(rows[index]) if kind == "lines" else 0.0 for index in kept.tolist()]
     widths = [width_m(rows[index].get("width")) for index in kept.tolist()]
-    levels = [level_of(rows[index]) if kind == "lines" else 0 for index in kept.tolist()]
+    levels = [road_level(rows[index]) if kind == "lines" else 0 for index in kept.tolist()]
     return OwnShapes(
         tuple(files), known, np.array(speeds), np.array(widths), np.array(levels), faults,
         len(systems), len(shapes) - len(known),
@@ -179,20 +176,6 @@ def width_m(text: Any) -> float:
     match = _WIDTH.fullmatch(str(text).strip().lower())
     width = float(match[1]) * _METRES[match[2] or "m"] if match else math.nan
     return width if 1 <= width <= _WIDEST_M else math.nan
-
-
-def level_of(properties: Mapping[str, Any]) -> int:
-    """Return the vertical order of a road: above 0 crosses over roads at 0, below 0 under them.
-
-    It is OpenStreetMap's ``layer``, -5 to 5; without one 1 for bridges and -1 for tunnels. Source:
-    https://wiki.openstreetmap.org/wiki/Key:layer.
-    """
-    layer = _LAYER.fullmatch(str(properties.get("layer", "")).strip())
-    if layer:
-        return int(layer[1])
-    if str(properties.get("bridge", "no")) not in _NO:
-        return 1
-    return 0 if str(properties.get("tunnel", "no")) in (*_NO, "building_passage") else -1
 
 
 def read_area(path: Path, georeferences: Sequence[Georeference]) -> list[Shapes]:

@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 # Values of ``bridge`` and ``tunnel`` that say that there is none.
-_NO = frozenset({"", "no", "none", "null", "nan", "false", "0", "0.0"})
+_NO = frozenset({"", "no", "building_passage", "none", "null", "nan", "false", "0", "0.0"})
 
 # SpaceNet 3: 1 bridge, 2 not a bridge, 3 unknown. Shapefiles cut the name.
 _BRIDGE_CODES = ("bridge_type", "bridge_typ")
@@ -16,8 +16,9 @@ def road_level(properties: Mapping[str, Any]) -> float:
 
     ``layer`` decides if it is a number (OpenStreetMap's key, also in satmap's exports). Otherwise a
     ``bridge`` is at level 1 and a ``tunnel`` at -1; a road that is both, or neither, is at 0.
-    SpaceNet 3's ``bridge_type`` 1 is a bridge. As in OpenStreetMap, a road without these properties
-    is on the ground. Source: https://wiki.openstreetmap.org/wiki/Key:layer.
+    SpaceNet 3's ``bridge_type`` 1 is a bridge. A ``building_passage`` is on the ground. As in
+    OpenStreetMap, a road without these properties is on the ground. Source:
+    https://wiki.openstreetmap.org/wiki/Key:layer.
     """
     try:
         layer = float(properties.get("layer", "nan"))

@@ -16,9 +16,16 @@ from satmap.tasks.losses import (
     soft_skeleton,
 )
 from satmap.tasks.roads.losses import road_loss, split_heads
-from satmap.tasks.roads.settings import ROAD_MAPS, RoadHeadLoss
+from satmap.tasks.roads.settings import LEVEL_MAPS, ROAD_MAPS, RoadHeadLoss
 from satmap.tasks.roads.settings import RoadLosses as Losses
-from satmap.tasks.roads.targets import CENTRE_BIT, JUNCTION_BIT
+from satmap.tasks.roads.targets import (
+    CENTRE_BIT,
+    CROSSING_BIT,
+    CROSSING_UNKNOWN_BIT,
+    DECK_BIT,
+    DECK_UNKNOWN_BIT,
+    JUNCTION_BIT,
+)
 from satmap.training.epoch import learning_rate
 
 
@@ -143,6 +150,33 @@ def test_ignored_pixels_do_not_count() -> None:
     assert logits.grad[..., :16].any()
     nothing, _ = road_loss(logits, ROAD_MAPS, torch.full_like(target, IGNORED_BIT), losses)
     assert nothing.item() == 0
+
+
+def test_levels_that_the_labels_do_not_tell_do_not_count() -> None:
+    torch.manual_seed(0)
+    head = HeadLoss(dice=0.5, bce=1)
+    losses = Losses(road=RoadHeadLoss(dice=1, bce=1), speed=head, junction=head, levels=head)
+    names = losses.map_names
+    assert names == (*ROAD_MAPS, *LEVEL_MAPS)
+    logits = torch.randn(2, len(names), 32, 32, requires_grad=True)
+    target = torch.randint(0, 11, (2, 32, 32, 2), dtype=torch.uint8)
+    target[..., 1] = 0
+    target[:, :10, :10, 1] = CROSSING_BIT | DECK_BIT
+    target[0, :, 16:, 1] = DECK_UNKNOWN_BIT
+    target[1, ..., 1] = CROSSING_UNKNOWN_BIT | DECK_UNKNOWN_BIT
+    loss, parts = road_loss(logits, names, target, losses)
+    assert list(parts) == ["road", "speed", "junction", "levels"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    crossing, deck = logits.grad[:, -2], logits.grad[:, -1]
+    assert crossing[0].all()
+    assert deck[0, :, :16].all()
+    assert not deck[0, :, 16:].any()
+    assert not logits.grad[1, -2:].any()
+    # The other maps learn from all pixels.
+    assert logits.grad[1, :-2].any()
+    everything, _ = road_loss(logits, names, target.fill_(IGNORED_BIT), losses)
+    assert everything.item() == 0
 
 
 def test_soft_skeleton_is_the_middle_of_a_bar() -> None:

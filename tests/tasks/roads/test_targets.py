@@ -13,8 +13,12 @@ from satmap.tasks.roads.settings import ROAD_MAPS, TargetSettings
 from satmap.tasks.roads.targets import (
     CENTRE_BIT,
     CLASS_BITS,
+    CROSSING_BIT,
+    DECK_BIT,
+    DECK_UNKNOWN_BIT,
     JUNCTION_BIT,
     RoadLabel,
+    rasterize_levels,
     rasterize_roads,
 )
 from synthetic_images import lon_lat, write_image, write_labels
@@ -196,3 +200,59 @@ def test_middles_of_roads_are_marked() -> None:
     assert np.flatnonzero(middle[:, 40]).tolist() == [49, 50, 51]
     assert (middle <= ((target & CLASS_BITS) > 0)).all()
     assert decode_target(target).max() == 1
+
+
+def on(level: float, *points: tuple[float, float]) -> RoadLabel:
+    return RoadLabel(np.array(points, float), 25, level=level)
+
+
+ALONG, DOWN = ((-20.0, 50.0), (120.0, 50.0)), ((50.0, -20.0), (50.0, 120.0))
+
+
+def test_a_bridge_is_the_deck_of_a_crossing() -> None:
+    for order in (1, -1):
+        roads = [on(1, *ALONG), on(0, *DOWN)][::order]
+        target = rasterize_levels(roads, (100, 100), (1, 1), SETTINGS)
+        crossing, deck = (target & CROSSING_BIT) > 0, (target & DECK_BIT) > 0
+        # Two roads of four metres, and two metres around their overlap.
+        assert crossing[46:54, 46:54].all()
+        assert crossing.sum() == 64
+        # The deck is as wide as the road and goes on for 12 m.
+        assert deck[50, 36:64].all()
+        assert not deck[50, :30].any()
+        assert not deck[:47].any()
+        assert not (target & DECK_UNKNOWN_BIT).any()
+
+
+def test_roads_that_meet_or_lie_apart_have_no_levels() -> None:
+    meeting = [on(0, (0, 50), (50, 50)), on(0, (50, 50), (99, 50)), on(0, (50, 50), (50, 99))]
+    apart = [on(1, (0, 20), (99, 20)), on(0, (0, 60), (99, 60))]
+    for roads in (meeting, apart, []):
+        assert not rasterize_levels(roads, (100, 100), (1, 1), SETTINGS).any()
+
+
+def test_labels_without_levels_do_not_tell_the_deck() -> None:
+    target = rasterize_levels([on(0, *ALONG), on(0, *DOWN)], (100, 100), (1, 1), SETTINGS)
+    assert target[50, 50] & CROSSING_BIT
+    assert target[50, 50] & DECK_UNKNOWN_BIT
+    assert target[50, 40] & DECK_UNKNOWN_BIT
+    assert not (target & DECK_BIT).any()
+
+
+def test_the_highest_of_three_decks_hides_the_others() -> None:
+    slanted = (20.0, 80.0), (80.0, 20.0)
+    roads = [on(0, *ALONG), on(2, *slanted), on(1, *DOWN)]
+    target = rasterize_levels(roads, (100, 100), (1, 1), SETTINGS)
+    deck = (target & DECK_BIT) > 0
+    assert deck[50, 50]
+    # Above the road on the ground, but below the slanted one.
+    assert deck[58, 42]
+    assert not deck[50, 40]
+
+
+def test_a_crossing_on_the_border_of_a_chip() -> None:
+    roads = [on(1, (-20, 0), (120, 0)), on(0, *DOWN)]
+    target = rasterize_levels(roads, (100, 100), (1, 1), SETTINGS)
+    assert target[0, 50] & CROSSING_BIT
+    assert target[0, 50] & DECK_BIT
+    assert not target[10:].any()

@@ -236,27 +236,66 @@ def find_crossings(roads: Roads, metres_per_pixel: float = METRES_PER_PIXEL) -> 
     Raises:
         ValueError: a line is invalid, or ``metres_per_pixel`` is not positive.
     """
+    located = locate_crossings(roads, metres_per_pixel)
+    if located is None:
+        nothing = np.empty((0, 2))
+        return Crossings(nothing, nothing, np.empty(0, np.int64), np.empty(0, np.bool_))
+    borderline = _turn(*located.directions.T) < np.radians(_LEAST_ANGLE_DEG)
+    for each in (located.first, located.second):
+        borderline |= _is_near_end(located.graph, each, _END_M / metres_per_pixel)
+    return Crossings(located.xy, located.directions, located.above, borderline)
+
+
+@dataclass(frozen=True, eq=False)
+class LocatedCrossings:
+    """Crossings of one map, with their roads.
+
+    Attributes:
+        graph: the map. Its edges lead from junction to junction.
+        first, second: positions of the crossings on both roads.
+        xy: float64 (n, 2), places in pixels.
+        directions: float64 (n, 2), directions of both roads, radians from 0 to pi.
+        rows: int64 (n, 2), a row of either road.
+        levels: float64 (n, 2), levels of both roads; NaN if rows on top of each other differ.
+    """
+
+    graph: AplsGraph
+    first: Positions
+    second: Positions
+    xy: Floats
+    directions: Floats
+    rows: Ints
+    levels: Floats
+
+    @property
+    def above(self) -> Ints:
+        """int64 (n,), 1 if the first road is above, -1 if the second is, 0 if unknown."""
+        # Equal levels, also contradictory ones, do not say which road is above.
+        return np.sign(np.nan_to_num(self.levels[:, 0] - self.levels[:, 1])).astype(np.int64)
+
+
+def locate_crossings(
+    roads: Roads, metres_per_pixel: float = METRES_PER_PIXEL
+) -> LocatedCrossings | None:
+    """Find the crossings of a map and their roads; None if the map has no road.
+
+    Raises:
+        ValueError: as :func:`find_crossings`.
+    """
     if not metres_per_pixel > 0:
         raise ValueError(f"metres_per_pixel must be positive, got {metres_per_pixel}")
     rows = road_rows(roads)
     graph = build_graph(rows, np.inf)
     near_px = _NEAR_M / metres_per_pixel
     if graph is None:
-        nothing = np.empty((0, 2))
-        return Crossings(nothing, nothing, np.empty(0, np.int64), np.empty(0, np.bool_))
+        return None
     first, second, segments = _passings(graph, near_px)
     apart = np.flatnonzero(NearPaths(graph, near_px).between(first, second) > near_px)
     first, second = first.take(apart), second.take(apart)
-    segments = segments[apart]
     _, xy = places_at(graph, first.edge, first.offset[:, LENGTH])
     directions = np.stack([_direction(graph, each, near_px) for each in (first, second)], axis=1)
-    borderline = _turn(directions[:, 0], directions[:, 1]) < np.radians(_LEAST_ANGLE_DEG)
-    for each in (first, second):
-        borderline |= _is_near_end(graph, each, _END_M / metres_per_pixel)
-    level = _levels(rows, graph, segments)
-    # Equal levels, also contradictory ones, do not say which road is above.
-    above = np.sign(np.nan_to_num(level[:, 0] - level[:, 1])).astype(np.int64)
-    return Crossings(xy, directions, above, borderline)
+    owners, levels = _levels(rows, graph, segments[apart])
+    return LocatedCrossings(graph, first, second, xy, directions, owners, levels)
 
 
 def _passings(graph: AplsGraph, near_px: float) -> tuple[Positions, Positions, Ints]:
@@ -364,15 +403,21 @@ def _is_near_end(graph: AplsGraph, places: Positions, limit_px: float) -> NDArra
     return near
 
 
-def _levels(rows: Sequence[RoadRow], graph: AplsGraph, segments: Ints) -> Floats:
-    """Return the levels of the rows that segments are from; NaN if two rows have the segment."""
+def _levels(rows: Sequence[RoadRow], graph: AplsGraph, segments: Ints) -> tuple[Ints, Floats]:
+    """Return a row of each segment (n, 2), and its level; NaN if rows of one segment differ."""
     if not len(segments):
-        return np.empty((0, 2))
+        return np.empty((0, 2), np.int64), np.empty((0, 2))
+    owners: dict[bytes, int] = {}
     levels: dict[bytes, float] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
         for segment in np.stack([row.line[:-1], row.line[1:]], axis=1):
             for key in (segment.tobytes(), segment[::-1].tobytes()):
+                owners[key] = number
                 known = levels.setdefault(key, row.level)
                 levels[key] = row.level if known == row.level else np.nan
     ends = np.stack([graph.starts, graph.stops], axis=1)[segments]
-    return np.array([[levels[end.tobytes()] for end in pair] for pair in ends])
+    keys = [[end.tobytes() for end in pair] for pair in ends]
+    return (
+        np.array([[owners[key] for key in pair] for pair in keys]),
+        np.array([[levels[key] for key in pair] for pair in keys]),
+    )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from satmap.tasks.base import Total
 from satmap.tasks.losses import (
+    IGNORED_BIT,
     Ignored,
     centreline_dice_loss,
     feature_loss,
@@ -12,27 +13,47 @@ from satmap.tasks.losses import (
     one_process,
     recall_loss,
 )
-from satmap.tasks.roads.settings import JUNCTION, ROAD, SPEED_MAPS, RoadLosses
-from satmap.tasks.roads.targets import CENTRE_BIT, CLASS_BITS, JUNCTION_BIT
+from satmap.tasks.roads.settings import CROSSING, DECK, JUNCTION, ROAD, SPEED_MAPS, RoadLosses
+from satmap.tasks.roads.targets import (
+    CENTRE_BIT,
+    CLASS_BITS,
+    CROSSING_BIT,
+    CROSSING_UNKNOWN_BIT,
+    DECK_BIT,
+    DECK_UNKNOWN_BIT,
+    JUNCTION_BIT,
+)
 from satmap.vectors.speeds import SPEED_BINS
 
 
 def split_heads(target: Tensor) -> dict[str, Tensor]:
-    """Unpack target bytes, uint8 (n, h, w) as in ``satmap.tasks.roads.targets``, by head.
+    """Unpack targets as in ``satmap.tasks.roads.targets`` by head.
+
+    Args:
+        target: uint8 (n, h, w), or (n, h, w, 2) with levels.
 
     Returns:
         ``road``, ``centre`` (the roads' centre lines) and ``junction`` bool (n, 1, h, w), ``speed``
-        bool (n, 10, h, w).
+        bool (n, 10, h, w); with levels also ``crossing`` and ``deck`` bool (n, 1, h, w).
     """
-    packed = target.unsqueeze(1)
+    packed = first_byte(target).unsqueeze(1)
     classes = packed & CLASS_BITS
     bins = torch.arange(1, SPEED_BINS + 1, dtype=torch.uint8, device=target.device)
-    return {
+    heads = {
         "road": classes > 0,
         "centre": (packed & CENTRE_BIT) > 0,
         "speed": classes == bins.view(1, -1, 1, 1),
         "junction": packed >= JUNCTION_BIT,
     }
+    if target.ndim == 4:
+        levels = target[..., 1].unsqueeze(1)
+        heads |= {CROSSING: (levels & CROSSING_BIT) > 0, DECK: (levels & DECK_BIT) > 0}
+    return heads
+
+
+def first_byte(target: Tensor) -> Tensor:
+    """Return the classes, junctions and centre lines of targets, uint8 (n, h, w)."""
+    return target if target.ndim == 3 else target[..., 0]
 
 
 def road_loss(
@@ -50,7 +71,8 @@ def road_loss(
     Args:
         logits: float (n, maps, h, w).
         map_names: names of the maps in ``logits``; they must include all of ``ROAD_MAPS``.
-        target: uint8 (n, h, w), packed as in :mod:`satmap.tasks.roads.targets`.
+        target: uint8 (n, h, w), packed as in :mod:`satmap.tasks.roads.targets`; (n, h, w, 2) with
+            levels.
         losses: weights by head.
         total: sums a tensor over the processes that share the batch.
 
@@ -58,7 +80,7 @@ def road_loss(
         The loss, and the detached share of each head for display. The mean of the loss over the
         processes is the loss of the whole batch.
     """
-    targets, ignored = split_heads(target), Ignored.of(target, total)
+    targets, ignored = split_heads(target), Ignored.of(first_byte(target), total)
     channels = {"road": (ROAD,), "speed": SPEED_MAPS, "junction": (JUNCTION,)}
     parts = {}
     for head, names in channels.items():
@@ -78,5 +100,14 @@ def road_loss(
         if own.features:
             further = further + own.features * feature_loss(silent, truth)
         parts["road"] = parts["road"] + further
+    if losses.levels is not None:
+        sums = []
+        for name, unknown in ((CROSSING, CROSSING_UNKNOWN_BIT), (DECK, DECK_UNKNOWN_BIT)):
+            untold = (target[..., 1] & unknown) > 0
+            told = Ignored.of(first_byte(target) | untold * IGNORED_BIT, total)
+            truth = targets[name].masked_fill(told.where, False).float()
+            picked = told.silence(logits[:, [map_names.index(name)]].float())
+            sums.append(head_loss(picked, truth, losses.levels, total, told.scale))
+        parts["levels"] = torch.stack(sums).mean()
     loss = torch.stack(list(parts.values())).sum()
     return loss, {head: part.detach() for head, part in parts.items()}

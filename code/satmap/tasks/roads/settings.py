@@ -22,8 +22,13 @@ SPEED_MAPS = tuple(f"speed{index}" for index in range(SPEED_BINS))
 #: Names of the probability maps in the reference's order: ten speed bins, road, junction.
 ROAD_MAPS = (*SPEED_MAPS, ROAD, JUNCTION)
 
+#: Where roads cross on different levels, and where the upper deck is. Only networks whose recipe
+#: has the loss ``levels`` predict these maps.
+CROSSING, DECK = "crossing", "deck"
+LEVEL_MAPS = (CROSSING, DECK)
+
 #: Names of the probability maps in a raster, by its number of bands.
-ROAD_FILE_MAPS = {1: (ROAD,), len(ROAD_MAPS): ROAD_MAPS}
+ROAD_FILE_MAPS = {len(names): names for names in ((ROAD,), ROAD_MAPS, (*ROAD_MAPS, *LEVEL_MAPS))}
 
 
 class RoadHeadLoss(HeadLoss):
@@ -44,11 +49,19 @@ class RoadHeadLoss(HeadLoss):
 
 
 class RoadLosses(TaskLosses):
-    """Loss weights of the road task."""
+    """Loss weights of the road task.
+
+    Attributes:
+        road: of the road map.
+        speed: of the speed bins.
+        junction: of the junction map.
+        levels: of the maps of crossings and decks; None for networks without these maps.
+    """
 
     road: RoadHeadLoss
     speed: HeadLoss
     junction: HeadLoss
+    levels: HeadLoss | None = None
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
@@ -60,7 +73,7 @@ class RoadLosses(TaskLosses):
     @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the probability maps that the network predicts."""
-        return ROAD_MAPS
+        return ROAD_MAPS if self.levels is None else (*ROAD_MAPS, *LEVEL_MAPS)
 
 
 class TargetSettings(Settings):

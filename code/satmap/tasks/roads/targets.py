@@ -4,6 +4,9 @@ The low four bits hold the road class: 0 for no road, 1..10 for the speed bins. 
 the faster one is on top, as in selim_sef's solution. The highest bit marks junctions. Class and
 junction bits together encode the reference's twelve target maps. Bit 6 marks the centre lines of
 roads, for losses that measure whether roads are connected rather than how wide they are.
+
+Networks that learn levels have a second byte per pixel: where roads cross on different levels,
+where the upper deck is, and where the labels do not tell.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,12 +18,26 @@ import rasterio.features
 import shapely
 from numpy.typing import NDArray
 
+from satmap.evaluation.metrics.crossings import LocatedCrossings, locate_crossings
+from satmap.evaluation.metrics.road_samples import places_at
+from satmap.submissions.roads_csv import RoadRow
 from satmap.tasks.roads.settings import TargetSettings
 from satmap.vectors.speeds import MPS_PER_MPH, speed_bin
 
 CLASS_BITS = 0x0F
 JUNCTION_BIT = 0x80
 CENTRE_BIT = 0x40
+
+#: Bits of the second byte: a crossing on different levels, the upper deck there, and pixels where
+#: the labels do not tell.
+CROSSING_BIT, DECK_BIT = 0x01, 0x02
+CROSSING_UNKNOWN_BIT, DECK_UNKNOWN_BIT = 0x04, 0x08
+
+# Ground around the overlap of two roads that belongs to their crossing; length of the upper deck,
+# and of the road below it, beyond that overlap; longest half of an overlap. Metres.
+_CROSSING_M, _DECK_M, _BELOW_M, _OVERLAP_M = 2.0, 12.0, 8.0, 60.0
+# Distance between points of a road near a crossing, metres.
+_STEP_M = 1.0
 
 # Half width of a centre line: a skeleton dilated by two pixels at 0.3 m per pixel, as in skeleton
 # recall (arXiv 2404.03010).
@@ -41,11 +58,13 @@ class RoadLabel:
         line: float64 (n >= 2, 2), x = column and y = row in pixels; may leave the image.
         speed_mph: > 0.
         width_m: None if not known.
+        level: 0 on the ground, higher above it (:func:`satmap.vectors.levels.road_level`).
     """
 
     line: NDArray[np.float64]
     speed_mph: float
     width_m: float | None = None
+    level: float = 0.0
 
     @property
     def speed_mps(self) -> float:
@@ -91,6 +110,87 @@ def rasterize_roads(
     target |= np.where(target, centres, 0)
     target |= _draw_junctions([label.line for label in labels], shape, scale, settings)
     return target
+
+
+def rasterize_levels(
+    labels: Sequence[RoadLabel],
+    shape: tuple[int, int],
+    metres_per_pixel: tuple[float, float],
+    settings: TargetSettings,
+) -> NDArray[np.uint8]:
+    """Rasterize where roads cross on different levels, and which of them is above.
+
+    A crossing is what :mod:`satmap.evaluation.metrics.crossings` defines. ``CROSSING_BIT`` marks
+    the ground that both roads cover, and 2 m around it. ``DECK_BIT`` marks the upper road up to
+    12 m beyond. Of several decks above each other, each one hides those below. Where two crossing
+    roads have the same level, the labels do not tell which one is above: both have
+    ``DECK_UNKNOWN_BIT``.
+
+    Arguments as for :func:`rasterize_roads`.
+
+    Returns:
+        uint8 (height, width).
+    """
+    target = np.zeros(shape, np.uint8)
+    scale = np.asarray(metres_per_pixel)
+    rows = [RoadRow(road.line * scale, np.nan, np.nan, road.level) for road in labels]
+    found = locate_crossings(rows, 1.0)
+    if found is None or not len(found.xy):
+        return target
+    halves = np.array([road.width_m or 2 * settings.road_buffer_m for road in labels]) / 2
+    half = halves[found.rows]
+    sine = np.abs(np.sin(np.diff(found.directions, axis=1)[:, 0]))
+    # Half the length of road that the other one covers, at most: that of two equally wide roads
+    # along each other's sides.
+    overlap = np.minimum(half.sum(axis=1) / np.maximum(sine, 1e-3), _OVERLAP_M)
+
+    def draw(bodies: NDArray[np.object_], bit: int, *, clear: bool = False) -> None:
+        drawn = rasterio.features.rasterize(
+            shapely.transform(bodies, lambda xy: xy / scale), shape, dtype="uint8"
+        )
+        target[:] = np.where(drawn, target & ~np.uint8(bit) if clear else target | bit, target)
+
+    near = _stretches(found, overlap + _CROSSING_M)
+    bodies = shapely.buffer(near, half + _CROSSING_M)
+    areas = shapely.intersection(bodies[:, 0], bodies[:, 1])
+    draw(
+        shapely.intersection(
+            areas,
+            shapely.buffer(shapely.points(found.xy), overlap + half.max(axis=1) + _CROSSING_M),
+        ),
+        CROSSING_BIT,
+    )
+    decks = shapely.buffer(_stretches(found, overlap + _DECK_M), half, cap_style="flat")
+    below = shapely.buffer(_stretches(found, overlap + _BELOW_M), half, cap_style="flat")
+    above = found.above
+    if (above == 0).any():
+        draw(decks[above == 0].ravel(), DECK_UNKNOWN_BIT)
+    # From the lowest deck to the highest one.
+    levels = found.levels.max(axis=1)
+    for level in np.unique(levels[above != 0]):
+        here = np.flatnonzero((levels == level) & (above != 0))
+        upper = np.where(above[here] > 0, 0, 1)
+        draw(below[here, 1 - upper], DECK_BIT, clear=True)
+        draw(decks[here, upper], DECK_BIT)
+    return target
+
+
+def _stretches(found: LocatedCrossings, reach: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Return both roads within ``reach`` (n,) metres of each crossing, LineStrings (n, 2).
+
+    A road ends at its next junction.
+    """
+    lines = []
+    for places in (found.first, found.second):
+        middle, totals = places.offset[:, 0], found.graph.totals[places.edge, 0]
+        start, stop = np.maximum(middle - reach, 0), np.minimum(middle + reach, totals)
+        counts = np.ceil((stop - start) / _STEP_M).astype(np.int64) + 1
+        of = np.repeat(np.arange(len(counts)), counts)
+        rank = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        along = start[of] + rank * ((stop - start) / (counts - 1))[of]
+        _, xy = places_at(found.graph, places.edge[of], along)
+        lines.append(shapely.linestrings(xy, indices=of))
+    return np.stack(lines, axis=1)
 
 
 def _draw_junctions(

@@ -37,6 +37,7 @@ from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.measures import road_features
 from satmap.tasks.roads.settings import (
+    CROSSING,
     ROAD,
     ROAD_FILE_MAPS,
     RoadLosses,
@@ -89,11 +90,21 @@ class RoadTask(DenseTask):
     @property
     def label_fingerprint(self) -> str:
         """Settings that the cached targets depend on."""
-        return f"roads {self.recipe.task.targets.model_dump_json()}"
+        levels = " levels" if self._with_levels else ""
+        return f"roads {self.recipe.task.targets.model_dump_json()}{levels}"
+
+    @property
+    def target_bytes(self) -> int:  # type: ignore[override]
+        """Bytes per pixel of targets: a second one for levels."""
+        return 2 if self._with_levels else 1
+
+    @property
+    def _with_levels(self) -> bool:
+        return CROSSING in self.map_names
 
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
-        """Read the roads of a chip and rasterize its target, uint8 (h, w)."""
-        return encode_roads(chip, image, self.recipe.task.targets)
+        """Read the roads of a chip and rasterize its target, uint8 (h, w) or (h, w, 2)."""
+        return encode_roads(chip, image, self.recipe.task.targets, self._with_levels)
 
     def trace_mask(
         self, mask: NDArray[np.bool_], metres_per_pixel: tuple[float, float]
@@ -112,12 +123,13 @@ class RoadTask(DenseTask):
     @property
     def loss_parts(self) -> tuple[str, ...]:
         """Names of the loss terms, one per head."""
-        return "road", "speed", "junction"
+        levels = ("levels",) if self._with_levels else ()
+        return "road", "speed", "junction", *levels
 
     def loss(
         self, outputs: Tensor, batch: Batch, losses: RoadLosses, total: Total
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum of the road, speed and junction losses, and its terms."""
+        """Return the weighted sum of the losses of all heads, and its terms."""
         return road_loss(outputs, self.map_names, batch["target"], losses, total)
 
     def score_maps(
@@ -128,7 +140,8 @@ class RoadTask(DenseTask):
         metres = float(np.mean(chip.metres_per_pixel))
         score = apls(truth_rows(chip), rows, metres_per_pixel=metres)
         assert score.time is not None, "both sides state travel times"
-        road, truth = maps[ROAD] >= 128, (target & CLASS_BITS) > 0
+        classes = target if target.ndim == 2 else target[..., 0]
+        road, truth = maps[ROAD] >= 128, (classes & CLASS_BITS) > 0
         return RoadScore(score.length.score, score.time.score, Counts.of_pixels(truth, road), rows)
 
     def summarize(
