@@ -20,9 +20,12 @@ from full_disks import full_disk
 from http_servers import Server, http_server
 from repository import SHARED
 from satmap.data import allowed_rasters, remote, s3
+from satmap.data.layers import find_layers
+from satmap.data.mosaic import make_mosaics
 from satmap.data.sources import find_sources, opened, read_source
 from satmap.errors import SatmapError
 from satmap.io.geojson_reader import CRS_NAME, project
+from satmap.rasters.scene import Box
 from synthetic_images import write_image
 
 UTM = "EPSG:32633"
@@ -188,8 +191,8 @@ def test_unreadable_files_are_named_with_the_reason(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.tif")
     (tmp_path / "empty").mkdir()
     assert "none of" in refusal(tmp_path / "empty")
-    (tmp_path / "notes.txt").write_text("")
-    assert "satmap reads .j2k" in refusal(tmp_path / "notes.txt")
+    (tmp_path / "notes.pdf").write_text("")
+    assert "satmap reads .j2k" in refusal(tmp_path / "notes.pdf")
     flat = write(tmp_path / "flat.tif", transform=Affine(1, 0, 0, 0, 0, 0))
     assert "onto a line" in refusal(flat)
 
@@ -687,3 +690,110 @@ def test_damaged_large_files_and_full_disks_are_read_as_before(tmp_path: Path) -
     with full_disk(1_000_000), opened(read_source(str(whole))) as file:
         assert file.driver == "PNG"
         assert np.array_equal(file.read(window=first), pixels)
+
+
+# --- lists and collections ------------------------------------------------------------------------
+
+
+def stac_item(name: str, **assets: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Feature", "stac_version": "1.0.0", "id": name, "assets": assets}
+
+
+def test_lists_name_rasters_beside_them_or_anywhere(tmp_path: Path) -> None:
+    far = write(tmp_path / "elsewhere/far.tif")
+    near = write(tmp_path / "lists/near.tif")
+    listed = tmp_path / "lists/rasters.txt"
+    listed.write_text(f"# two rasters\n\nnear.tif\n{far}\nnear.tif\nmissing.tif\n")
+    found = find_sources([listed])
+    assert [Path(source.name) for source in found.sources] == [near, far]
+    assert [*found.faults] == [str(listed.parent / "missing.tif")]
+    listed.write_text("# nothing yet\n")
+    assert "names no rasters" in refusal(listed)
+
+
+def test_lists_of_map_tiles_have_places(tmp_path: Path) -> None:
+    tile = RANDOM.integers(1, 255, (3, 256, 256)).astype(np.uint8)
+    write(tmp_path / "tiles/18/140000/85000.png", tile, driver="PNG", placed=False)
+    (tmp_path / "tiles/list.txt").write_text("18/140000/85000.png\n")
+    (expected,) = find_sources([tmp_path / "tiles"]).sources
+    (source,) = find_sources([tmp_path / "tiles/list.txt"]).sources
+    assert source == expected and source.zoom == 18
+
+
+def test_collections_name_the_imagery_of_each_item(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "red", "blue"):
+        write(tmp_path / f"data/{name}.tif")
+    items = [
+        stac_item("one", image={"href": "./data/a.tif", "roles": ["data"]},
+                  thumbnail={"href": "data/a.png", "roles": ["thumbnail"]},
+                  metadata={"href": "data/a.xml"}),
+        stac_item("two", visual={"href": "data/b.tif"}, red={"href": "data/red.tif"}),
+        stac_item("three", red={"href": "data/red.tif"}, blue={"href": "data/blue.tif"}),
+        stac_item("four", data={"href": str(tmp_path / "data/c.tif")}),
+    ]  # fmt: skip
+    path = tmp_path / "items.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    found = find_sources([path])
+    assert [Path(source.name).name for source in found.sources] == ["a.tif", "b.tif", "c.tif"]
+    ((name, reason),) = found.faults.items()
+    assert name.endswith("items.geojson#three") and "several rasters (red, blue)" in reason
+    path.write_text(json.dumps(items[0]))
+    (source,) = find_sources([path]).sources
+    assert Path(source.name).name == "a.tif"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"type": "FeatureCollection"}',
+        '{"type": "Feature", "id": "x", "assets": [1]}',
+        '{"type": "Feature", "id": "x", "assets": {"a": {}}}',
+    ],
+)
+def test_other_json_is_no_collection(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "roads.geojson"
+    path.write_text(content)
+    assert "roads.geojson is not a STAC item collection" in refusal(path)
+
+
+def test_addresses_in_lists_are_not_contacted(server: Server, tmp_path: Path, cog: bytes) -> None:
+    server.files["/a.tif"] = cog
+    near = write(tmp_path / "near.tif")
+    (tmp_path / "list.txt").write_text(f"{server.url}/a.tif\nnear.tif\n")
+    found = find_sources([tmp_path / "list.txt"])
+    assert [source.name for source in found.sources] == [str(near)]
+    assert "only contacts addresses of the command line" in found.faults[f"{server.url}/a.tif"]
+    assert not server.requests
+
+
+def test_mosaics_may_have_more_than_four_billion_pixels(folder: Path) -> None:
+    side = 200_000
+    (folder / "a.tif").unlink(missing_ok=True)
+    write(folder / "a.tif")
+    text = (
+        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>{UTM}</SRS>'
+        "<GeoTransform>500000, 0.5, 0, 5000000, 0, -0.5</GeoTransform>"
+        + "".join(
+            f'<VRTRasterBand dataType="Byte" band="{band}"><NoDataValue>0</NoDataValue>'
+            '<SimpleSource><SourceFilename relativeToVRT="1">a.tif</SourceFilename>'
+            f'<SourceBand>{band}</SourceBand><SrcRect xOff="0" yOff="0" xSize="80" ySize="64"/>'
+            f'<DstRect xOff="{side - 80}" yOff="{side - 64}" xSize="80" ySize="64"/>'
+            "</SimpleSource></VRTRasterBand>"
+            for band in (1, 2, 3)
+        )
+        + "</VRTDataset>"
+    )
+    (folder / "country.vrt").write_text(text)
+    layers, faults = find_layers(find_sources([folder / "country.vrt"]).sources, 3)
+    assert not faults
+    # The last corner is read from the right place.
+    bands, valid = layers[0].read(Box(side - 100, side - 70, 100, 70), {})
+    assert np.array_equal(bands[:, 6:, 20:], PIXELS) and valid.sum() == 80 * 64
+    (mosaic,) = make_mosaics(layers, None)
+    assert (mosaic.width, mosaic.height) == (side, side)
+    assert len(mosaic.blocks(2048)) == 98**2
+    text = text.replace(f'"{side}"', '"2000000"')
+    (folder / "country.vrt").write_text(text)
+    assert "more than satmap reads, 1,099,511,627,776" in refusal(folder / "country.vrt")

@@ -157,8 +157,8 @@ def add_map(commands: Commands) -> None:
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help="raster, directory of rasters or of map tiles, or address of a GeoTIFF (https://, "
-        "http://, s3://)",
+        help="raster, directory of rasters or of map tiles, list of rasters (.txt), STAC item "
+        "collection (.json), or address of a GeoTIFF (https://, http://, s3://)",
     )
     map_.value(
         "output OUT",

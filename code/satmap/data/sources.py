@@ -26,6 +26,7 @@ from satmap.data.allowed_rasters import (
     why_unreadable,
 )
 from satmap.data.random_access import open_copy
+from satmap.data.raster_lists import is_raster_list, read_raster_list
 from satmap.data.remote import Opener
 from satmap.errors import SatmapError
 from satmap.io.gdal import DRIVERS, require_possible_size
@@ -123,8 +124,8 @@ def find_sources(
     """Open the headers of all rasters.
 
     Args:
-        names: files, directories (searched to any depth) and URLs (``https://``, ``http://``,
-            ``s3://``).
+        names: files, directories (searched to any depth), URLs (``https://``, ``http://``,
+            ``s3://``), and lists of rasters (:func:`satmap.data.raster_lists.read_raster_list`).
         crs: reference system of rasters that have a transform but no reference system, such as
             JPEG files with a world file.
         zoom: zoom level of map tiles and MBTiles; None for all levels of map tiles, and the finest
@@ -137,7 +138,7 @@ def find_sources(
         crs = _known_crs(crs)
     sources, faults = [], {}
     for name in dict.fromkeys(map(str, names)):
-        for each, root in _expand(name):
+        for each, root in _expand(name, faults):
             try:
                 source = read_source(each, crs=crs, zoom=zoom, root=root)
             except SatmapError as error:
@@ -157,13 +158,18 @@ def find_sources(
     return Found(tuple(sources), faults)
 
 
-def _expand(name: str) -> list[tuple[str, Path | None]]:
-    """Return the rasters of a name, each with the folder that map tiles are named from."""
+def _expand(name: str, faults: dict[str, str]) -> list[tuple[str, Path | None]]:
+    """Return the rasters of a name, each with the folder that map tiles are named from.
+
+    ``faults`` gets the entries of lists that name no usable raster.
+    """
     if "://" in name:
         return [(name, None)]
     path = Path(name)
     if not path.exists():
         raise SatmapError(f"{printable(name)} does not exist. Check the name.")
+    if path.is_file() and is_raster_list(path):
+        return [(each, path.parent) for each in read_raster_list(path, faults)]
     if not path.is_dir():
         return [(name, None)]
     return [(str(file), path) for file in walk([path]) if file.suffix.lower() in DRIVERS]
@@ -210,7 +216,8 @@ def read_source(
                     f"{printable(name)}: its reference system names a file, which satmap does not "
                     "use. Assign a plain one, for example with `rio edit-info --crs EPSG:4326`."
                 )
-            require_possible_size(f.width, f.height)
+            # The parts of a mosaic are files of their own.
+            require_possible_size(f.width, f.height, is_mosaic=driver == "VRT")
             colours = [
                 [index for index, colour in zip(f.indexes, f.colorinterp, strict=True)
                  if colour == wanted]
@@ -349,9 +356,10 @@ def _placed_tile(source: Source, root: Path | None) -> Source:
     if match:
         x, y, zoom = map(int, match.groups())
     else:
-        parts = path.relative_to(root).with_suffix("").parts if root else ()
+        inside = root is not None and path.is_relative_to(root)
+        parts = path.relative_to(root).with_suffix("").parts if root and inside else ()
         # The user may have named the folder of one zoom level or one column.
-        parts = (*(root.absolute().parts[-2:] if root else ()), *parts)[-3:]
+        parts = (*(root.absolute().parts[-2:] if root and inside else ()), *parts)[-3:]
         if len(parts) < 3 or not all(part.isdecimal() for part in parts):
             return source
         zoom, x, y = map(int, parts)

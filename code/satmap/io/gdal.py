@@ -17,6 +17,8 @@ _CONTAINERS = ("VRT", "MBTiles")
 
 # 65,536 x 65,536 pixels: a megacity at 0.5 m per pixel. A tiny file can claim any size.
 _MOST_PIXELS = 1 << 32
+# A mosaic of such rasters: 275,000 km2 at 0.5 m per pixel.
+_MOST_MOSAIC_PIXELS = 1 << 40
 
 
 def driver_of(path: Path) -> str:
@@ -35,11 +37,12 @@ def require_raster_file(path: Path) -> None:
         raise SatmapError(f"{path} is a directory; put the raster itself there.")
 
 
-def require_possible_size(width: int, height: int) -> None:
-    """Raise SatmapError if a raster is implausibly large."""
-    if width * height > _MOST_PIXELS:
+def require_possible_size(width: int, height: int, *, is_mosaic: bool = False) -> None:
+    """Raise SatmapError if a raster, or a mosaic of rasters, is implausibly large."""
+    most = _MOST_MOSAIC_PIXELS if is_mosaic else _MOST_PIXELS
+    if width * height > most:
         raise SatmapError(
-            f"{width} x {height} pixels are more than satmap reads, {_MOST_PIXELS:,}. If the image "
+            f"{width} x {height} pixels are more than satmap reads, {most:,}. If the image "
             "is really that large, split it, for example with `gdal_retile.py`; otherwise download "
             "it again."
         )
