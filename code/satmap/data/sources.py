@@ -136,7 +136,8 @@ def find_sources(
     """
     if crs is not None:
         crs = _known_crs(crs)
-    sources, faults = [], {}
+    sources: list[Source] = []
+    faults: dict[str, str] = {}
     for name in dict.fromkeys(map(str, names)):
         for each, root in _expand(name, faults):
             try:
