@@ -37,7 +37,6 @@ from satmap.tasks.roads.labels import encode_roads
 from satmap.tasks.roads.losses import road_loss
 from satmap.tasks.roads.measures import road_features
 from satmap.tasks.roads.settings import (
-    CROSSING,
     ROAD,
     ROAD_FILE_MAPS,
     RoadLosses,
@@ -100,7 +99,9 @@ class RoadTask(DenseTask):
 
     @property
     def _with_levels(self) -> bool:
-        return CROSSING in self.map_names
+        # Recipes without members only draw targets or vectorise.
+        losses = [member.losses for member in self.recipe.members]
+        return any(isinstance(each, RoadLosses) and each.levels is not None for each in losses)
 
     def encode(self, chip: Chip, image: NDArray[np.uint8]) -> EncodedLabel:
         """Read the roads of a chip and rasterize its target, uint8 (h, w) or (h, w, 2)."""
