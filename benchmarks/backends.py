@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from satmap.demo import PLACES
 from satmap.networks.unet import UNet, build_network
 from satmap.recipes.schema import load_recipe
+from satmap.runtime.device import precision
 from satmap.tasks.roads.settings import ROAD_MAPS
 from satmap.weights.export import INPUT, Deployable, export_network
 from satmap.weights.members import find_weights
@@ -41,7 +42,6 @@ from satmap.weights.starters import starter_weights
 
 _SIDE = 512
 _MATRIX = 2048
-_CALIBRATED = 12
 
 Run = Callable[[], NDArray[np.float32]]
 
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    bfloat16 = _has_bfloat16()
+    bfloat16 = precision(torch.device("cpu")) == "bfloat16"
     # MKL is slow on AMD's CPUs, so ONNX Runtime's product counts if it is faster.
     peaks = {"float32": max(_peak(torch.float32), _onnx_peak())}
     if bfloat16:
@@ -75,8 +75,8 @@ def main() -> None:
         medians = {way: statistics.median(each) for way, each in seconds.items()}
         base = "torch float32"
         for way, median in medians.items():
-            precision = "bfloat16" if "bfloat16" in way else "float32"
-            share = operations / median / peaks[precision]
+            peak = peaks["bfloat16" if "bfloat16" in way else "float32"]
+            share = operations / median / peak
             gap = np.abs(results[way] - results[base])
             print(
                 f"| {name} | {way} | {median * 1000:.0f} | {medians[base] / median:.2f} | "
@@ -161,7 +161,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Images that calibrate int8."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._left = iter(images[1 : _CALIBRATED + 1, None])
+        self._left = iter(images[1:, None])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         image = next(self._left, None)
@@ -189,15 +189,6 @@ def _openvino(path: Path, image: NDArray[np.uint8], precision: str) -> Run:
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     return lambda: np.array(compiled(image)[0], np.float32)
-
-
-def _has_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _flags()
-
-
-def _flags() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
 
 
 def _peak(dtype: torch.dtype) -> float:

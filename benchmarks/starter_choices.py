@@ -99,7 +99,7 @@ def _score(options: argparse.Namespace, variant: str, seed: int) -> dict[str, fl
     training, held_out = _chips(options.data, options.work, task)
     training = training[:: _EVERY.get(variant, 1)]
     weights = options.work / "weights" / name
-    # What a killed run has left would be resumed, and its time not counted.
+    # Otherwise a training that was killed would resume, and its earlier CPU time would not count.
     shutil.rmtree(weights, ignore_errors=True)
     network, steps, seconds = train_for(task, training, weights, options.seconds)
     context = RunContext(options.work / "scores", torch.device("cpu"))

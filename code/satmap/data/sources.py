@@ -357,10 +357,12 @@ def _placed_tile(source: Source, root: Path | None) -> Source:
     if match:
         x, y, zoom = map(int, match.groups())
     else:
-        inside = root is not None and path.is_relative_to(root)
-        parts = path.relative_to(root).with_suffix("").parts if root and inside else ()
+        # A list may name tiles elsewhere.
+        if root and not path.is_relative_to(root):
+            root = None
+        parts = path.relative_to(root).with_suffix("").parts if root else ()
         # The user may have named the folder of one zoom level or one column.
-        parts = (*(root.absolute().parts[-2:] if root and inside else ()), *parts)[-3:]
+        parts = (*(root.absolute().parts[-2:] if root else ()), *parts)[-3:]
         if len(parts) < 3 or not all(part.isdecimal() for part in parts):
             return source
         zoom, x, y = map(int, parts)

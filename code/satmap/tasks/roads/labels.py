@@ -162,11 +162,11 @@ def _encode_own(label: ChipLabel, settings: TargetSettings, with_levels: bool) -
         drawn = centres | np.uint8(speed_bin(default) + 1)
         target = (junctions | np.where(label.mask, drawn, 0)).astype(np.uint8)
     target[label.ignored] = IGNORED_BIT
-    if with_levels and label.mask is not None:
-        unknown = np.full_like(target, CROSSING_UNKNOWN_BIT | DECK_UNKNOWN_BIT)
-        target = np.dstack([target, unknown])
-    elif with_levels:
-        second = rasterize_levels(roads, size, label.metres_per_pixel, settings)
+    if with_levels:
+        if label.mask is None:
+            second = rasterize_levels(roads, size, label.metres_per_pixel, settings)
+        else:
+            second = np.full_like(target, CROSSING_UNKNOWN_BIT | DECK_UNKNOWN_BIT)
         target = np.dstack([target, second])
     inside = [part for road in roads for part in clip_to_image(road, width, height)]
     return EncodedLabel(

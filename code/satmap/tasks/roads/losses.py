@@ -27,7 +27,7 @@ from satmap.vectors.speeds import SPEED_BINS
 
 
 def split_heads(target: Tensor) -> dict[str, Tensor]:
-    """Unpack targets as in ``satmap.tasks.roads.targets`` by head.
+    """Split targets, packed as in :mod:`satmap.tasks.roads.targets`, into one mask per head.
 
     Args:
         target: uint8 (n, h, w), or (n, h, w, 2) with levels.

@@ -28,8 +28,8 @@ CLASS_BITS = 0x0F
 JUNCTION_BIT = 0x80
 CENTRE_BIT = 0x40
 
-#: Bits of the second byte: a crossing on different levels, the upper deck there, and pixels where
-#: the labels do not tell.
+#: Bits of the second byte of a target: crossings on different levels, upper decks at crossings, and
+#: pixels where the labels tell neither.
 CROSSING_BIT, DECK_BIT = 0x01, 0x02
 CROSSING_UNKNOWN_BIT, DECK_UNKNOWN_BIT = 0x04, 0x08
 
