@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Sends itself SIGTERM while the pool starts its second worker, before the pool has recorded it.
+# Sends itself SIGTERM while the pool starts its second worker, before the pool has recorded it. The
+# signal goes to this thread: another one might receive it later, after the job was submitted.
 _SIGNALLED = """
-import os, signal
+import signal
 from multiprocessing.context import SpawnProcess
 from satmap.runtime.termination import Terminated, raising_terminated
 from satmap.runtime.workers import BoundedPool
@@ -15,7 +16,7 @@ def start(process):
     begin(process)
     started.append(process)
     if len(started) == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
 if __name__ == "__main__":
     begin, SpawnProcess.start = SpawnProcess.start, start
